@@ -1,0 +1,1 @@
+//! OCI images: pull, import, content-addressed store, confined unpacking, collection.

@@ -1,0 +1,1 @@
+//! The Runtime trait and its classes container, gvisor, sim; spawner and shim.

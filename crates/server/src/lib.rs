@@ -1,0 +1,1 @@
+//! Server and node of one machine: store, sandbox owners, REST API, metrics.

@@ -1,0 +1,1 @@
+//! Promises between programs and releases: REST shapes, guest and shim protocol, on-disk records.
