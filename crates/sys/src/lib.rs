@@ -6,3 +6,4 @@
 
 pub mod capabilities;
 pub mod cgroup;
+pub mod seccomp;
