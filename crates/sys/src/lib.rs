@@ -6,4 +6,7 @@
 
 pub mod capabilities;
 pub mod cgroup;
+pub mod disk_image;
+pub mod loop_device;
+pub mod process;
 pub mod seccomp;

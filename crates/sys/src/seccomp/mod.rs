@@ -95,7 +95,7 @@ pub fn install(filter: &[u8]) -> Result<(), SeccompError> {
             k: u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
         })
         .collect();
-    let whole = filter.len() % compile::INSTRUCTION_BYTES == 0;
+    let whole = filter.len().is_multiple_of(compile::INSTRUCTION_BYTES);
     let Some(len) = u16::try_from(instructions.len()).ok().filter(|_| whole) else {
         return Err(SeccompError::Refused { source: rustix::io::Errno::INVAL.into() });
     };

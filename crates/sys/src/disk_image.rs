@@ -1,0 +1,296 @@
+//! Prepared writable disks: a sandbox's disk limit on hosts whose file system has no quotas.
+//!
+//! Owns making an empty ext4 image once for each size, copying it sparsely, and mounting a copy detached. The limit covers all
+//! that ext4 stores, its own tables included (about 4 %), and is met with ENOSPC. Never mounts anything at a path: the detached mount
+//! belongs to its descriptor, and with it the loop device, so a killed holder leaves only the image file.
+//!
+//! Images are sparse: many of them may promise more than the host's disk has. Who admits sandboxes keeps a reserve; without one
+//! a full host disk shows inside as I/O errors.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
+};
+
+use crate::loop_device::{LoopDevice, LoopError, LoopOptions, attach};
+
+/// Below this mkfs.ext4 leaves hardly any room (guess: 1 MiB works, but is half tables).
+const SMALLEST_BYTES: u64 = 4 << 20;
+/// ext4's block size here; sizes are cut to whole blocks.
+const BLOCK_BYTES: u64 = 4096;
+/// Part of a template's name; raised when mkfs's options change, so that old templates are not taken.
+const TEMPLATE_FORMAT: u32 = 1;
+/// Where mkfs lives on Debian and everywhere else, whatever PATH a service manager gave.
+const TOOL_PATH: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
+
+/// ext4 options for a sandbox's disk. A sandbox does not outlive a crash of its host, so no write barriers; no background
+/// writing of inode tables, which would only unsparse the image.
+pub const SANDBOX_DISK_OPTIONS: [(&str, Option<&str>); 3] =
+    [("nobarrier", None), ("noinit_itable", None), ("errors", Some("remount-ro"))];
+
+/// A disk could not be made or mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// A size that cannot work.
+    #[error("a disk of {size_bytes} bytes is too small: give at least {SMALLEST_BYTES}")]
+    TooSmall {
+        /// The size asked for.
+        size_bytes: u64,
+    },
+    /// mkfs could not be started.
+    #[error("cannot start mkfs.ext4: install the package e2fsprogs")]
+    NoMkfs {
+        /// Why.
+        source: std::io::Error,
+    },
+    /// mkfs failed.
+    #[error("mkfs.ext4 failed on {} ({status}): {message}", path.display())]
+    Mkfs {
+        /// The image.
+        path: PathBuf,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// What it said, shortened.
+        message: String,
+    },
+    /// The kernel refused a step.
+    #[error("cannot {operation} {}", path.display())]
+    Io {
+        /// The step, as a verb.
+        operation: &'static str,
+        /// The file or device.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// The loop device.
+    #[error("no loop device for {}", path.display())]
+    Loop {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        source: LoopError,
+    },
+}
+
+impl DiskError {
+    fn io(
+        operation: &'static str,
+        path: impl Into<PathBuf>,
+        source: impl Into<std::io::Error>,
+    ) -> Self {
+        Self::Io { operation, path: path.into(), source: source.into() }
+    }
+}
+
+/// An empty, formatted image to copy from. Never mounted itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateImage {
+    path: PathBuf,
+    size_bytes: u64,
+}
+
+impl TemplateImage {
+    /// Finds or makes the template of a size in `dir` (about 10 ms when it is made). Safe to call from several processes at
+    /// once: a template appears whole or not at all. The size is cut to a multiple of 4096.
+    pub fn prepare(dir: &Path, size_bytes: u64) -> Result<Self, DiskError> {
+        if size_bytes < SMALLEST_BYTES {
+            return Err(DiskError::TooSmall { size_bytes });
+        }
+        let size_bytes = size_bytes - size_bytes % BLOCK_BYTES;
+        let path = dir.join(format!("template-v{TEMPLATE_FORMAT}-{size_bytes}.ext4"));
+        if fs::metadata(&path).is_ok_and(|found| found.len() == size_bytes) {
+            return Ok(Self { path, size_bytes });
+        }
+        let half_made = TemporaryFile::new(dir);
+        let file = create_new(&half_made.0)?;
+        file.set_len(size_bytes)
+            .map_err(|source| DiskError::io("set the size of", &half_made.0, source))?;
+        make_file_system(&half_made.0)?;
+        file.sync_all().map_err(|source| DiskError::io("sync", &half_made.0, source))?;
+        fs::rename(&half_made.0, &path)
+            .map_err(|source| DiskError::io("rename a new template to", &path, source))?;
+        Ok(Self { path, size_bytes })
+    }
+
+    /// Where the template lies.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The size of the disk, in bytes.
+    #[must_use]
+    pub const fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Copies the template to a new file at `path` (mode 0600), sharing blocks where the file system can and else copying only
+    /// what is not a hole. A failed copy leaves no file.
+    pub fn instantiate(&self, path: &Path) -> Result<File, DiskError> {
+        let template = File::open(&self.path)
+            .map_err(|source| DiskError::io("open the template", &self.path, source))?;
+        let copy = create_new(path)?;
+        let copied = if rustix::fs::ioctl_ficlone(&copy, &template).is_ok() {
+            Ok(())
+        } else {
+            copy_sparsely(&template, &copy, self.size_bytes)
+        };
+        match copied {
+            Ok(()) => Ok(copy),
+            Err(errno) => {
+                // The copy's error is the one to report.
+                let _ = fs::remove_file(path);
+                Err(DiskError::io("copy the template to", path, errno))
+            }
+        }
+    }
+}
+
+/// A name in the template's directory that is taken back unless it was renamed.
+struct TemporaryFile(PathBuf);
+
+impl TemporaryFile {
+    fn new(dir: &Path) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // A pid may come again after a crash that left the file; the time tells them apart.
+        let nanos = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_nsec;
+        Self(dir.join(format!(".half-made-{}-{number}-{nanos}.tmp", std::process::id())))
+    }
+}
+
+impl Drop for TemporaryFile {
+    fn drop(&mut self) {
+        // Absent after a rename.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn create_new(path: &Path) -> Result<File, DiskError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| DiskError::io("create", path, source))
+}
+
+fn make_file_system(path: &Path) -> Result<(), DiskError> {
+    let output = Command::new("mkfs.ext4")
+        .env_clear()
+        .env("PATH", TOOL_PATH)
+        .env("LC_ALL", "C")
+        .args(["-q", "-F", "-b", "4096"])
+        // No journal: a sandbox's disk is not read after a crash. No room for growing: it never grows.
+        .args(["-O", "^has_journal,^resize_inode"])
+        .args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"])
+        // Nothing kept back for root, who is the guest's root; an inode for each 8 KiB suits trees of small files.
+        .args(["-m", "0", "-i", "8192", "-I", "256"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|source| DiskError::NoMkfs { source })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().chars().take(512).collect();
+    Err(DiskError::Mkfs { path: path.into(), status: output.status, message })
+}
+
+fn copy_sparsely(from: &File, to: &File, size_bytes: u64) -> Result<(), Errno> {
+    rustix::fs::ftruncate(to, size_bytes)?;
+    let mut at = 0;
+    while at < size_bytes {
+        let start = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        at = rustix::fs::seek(from, SeekFrom::Hole(start))?.min(size_bytes);
+        copy_range(from, to, start, at)?;
+    }
+    Ok(())
+}
+
+fn copy_range(from: &File, to: &File, start: u64, end: u64) -> Result<(), Errno> {
+    let (mut read_at, mut write_at) = (start, start);
+    while read_at < end {
+        let left = usize::try_from(end - read_at).unwrap_or(usize::MAX);
+        let copied =
+            rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), left)?;
+        if copied == 0 {
+            return Err(Errno::IO);
+        }
+    }
+    Ok(())
+}
+
+/// Mounts a loop device's ext4 nowhere: the descriptor is the mount, to be placed with `move_mount` in any mount namespace.
+/// When it is closed unplaced, mount and loop device are gone. nosuid and nodev always.
+pub fn mount_detached(
+    device: &LoopDevice,
+    options: &[(&str, Option<&str>)],
+) -> Result<OwnedFd, DiskError> {
+    let failed = |operation| move |errno: Errno| DiskError::io(operation, device.path(), errno);
+    let context = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(failed("open the ext4 file system for"))?;
+    fsconfig_set_string(&context, "source", device.path()).map_err(failed("name as a source"))?;
+    for (key, value) in options {
+        match value {
+            Some(value) => fsconfig_set_string(&context, *key, *value),
+            None => fsconfig_set_flag(&context, *key),
+        }
+        .map_err(failed("set a mount option for"))?;
+    }
+    fsconfig_create(&context).map_err(failed("read the file system of"))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOATIME;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("mount"))
+}
+
+/// Attaches and mounts an image file: [`attach`] and [`mount_detached`] with what a sandbox's disk wants. The loop device lives
+/// as long as the mount.
+pub fn mount_image(image: &File, path: &Path) -> Result<OwnedFd, DiskError> {
+    let device = attach(image, path, LoopOptions { direct_io: true })
+        .map_err(|source| DiskError::Loop { path: path.into(), source })?;
+    mount_detached(&device, &SANDBOX_DISK_OPTIONS)
+}
+
+/// How a host bounds a sandbox's disk.
+#[derive(Debug)]
+pub enum DiskBackend {
+    /// Prepared ext4 images on loop devices.
+    LoopExt4,
+    /// Neither way works, and why: sandboxes with a disk limit must be refused.
+    Unsupported(DiskError),
+}
+
+/// Tries for real in `dir`, the directory that will hold the images: makes, mounts and forgets a small one (about 20 ms).
+#[must_use]
+pub fn detect(dir: &Path) -> DiskBackend {
+    let attempt = || {
+        let template = TemplateImage::prepare(dir, SMALLEST_BYTES)?;
+        let probe = TemporaryFile::new(dir);
+        let image = template.instantiate(&probe.0)?;
+        mount_image(&image, &probe.0)
+    };
+    match attempt() {
+        Ok(_mount) => DiskBackend::LoopExt4,
+        Err(error) => DiskBackend::Unsupported(error),
+    }
+}
+
+#[cfg(test)]
+mod tests;
