@@ -86,8 +86,8 @@ pub struct UnknownCapability {
 impl CapabilitySet {
     /// Nothing.
     pub const EMPTY: Self = Self(0);
-    /// Every capability known here. A newer kernel may have more; use it for "drop all" only together with
-    /// [`keep_only`](Self::keep_only) semantics, never as a list to drop one by one.
+    /// Every capability known here. A newer kernel may have more: to drop all, keep only what is wanted
+    /// ([`keep_only`](Self::keep_only)) instead of dropping these one by one.
     pub const ALL: Self = Self((1 << NAMES.len()) - 1);
 
     /// The default set of class `container`; see [`CONTAINER_DEFAULT`].
