@@ -1,1 +1,36 @@
 //! OCI images: pull, import, content-addressed store, confined unpacking, collection.
+//!
+//! Owns everything below `<data>/images` and the file of registry credentials. Everything that comes from a registry or an
+//! archive is hostile: bounded, digest-verified, parsed before it is believed, and unpacked only by a helper process that can
+//! touch nothing but the directory it fills ([`unpack_helper_main`]). This crate must never run anything of an image, never
+//! read a label as an instruction, and never turn a name out of an image into a path of the host.
+//!
+//! Entry points: [`ImageStore`] (pull, import, resolve, lease, collect) and [`users::resolve`].
+
+mod atomic_file;
+pub mod config;
+mod credentials;
+pub mod digest;
+mod error;
+mod fuzz;
+mod import;
+mod manifest;
+pub mod merged;
+mod progress;
+mod pull;
+mod registry;
+mod store;
+mod unpack;
+pub mod users;
+
+pub use config::{ImageConfig, Platform};
+pub use credentials::Credentials;
+pub use digest::Digest;
+pub use error::{ImageError, ImageErrorKind};
+pub use fuzz::{fuzz_manifest, fuzz_tar};
+pub use import::ImportSource;
+pub use progress::{ProgressEvent, ProgressSink};
+pub use pull::PullOptions;
+pub use registry::RegistryOptions;
+pub use store::{Collected, Image, ImageLease, ImageStore, StoreOptions};
+pub use unpack::unpack_helper_main;

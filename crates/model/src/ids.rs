@@ -1,0 +1,162 @@
+//! Names that people choose and ids that atoll chooses. Host objects carry only the latter.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Why a name or id was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// The text is empty.
+    #[error("must not be empty")]
+    Empty,
+    /// The text is longer than allowed.
+    #[error("is {actual} characters long, at most {limit} are allowed")]
+    TooLong {
+        /// Characters found.
+        actual: usize,
+        /// Characters allowed.
+        limit: usize,
+    },
+    /// A character outside the allowed set.
+    #[error("has {character:?} at position {position}; allowed: letters, digits, '_', '.', '-', beginning with a letter or digit")]
+    BadCharacter {
+        /// The offending character.
+        character: char,
+        /// Zero-based position, in characters.
+        position: usize,
+    },
+    /// Contains `..`, which some tools read as a parent directory.
+    #[error("must not contain '..'")]
+    DotDot,
+    /// Not a sandbox uid.
+    #[error("is not a sandbox uid (16 hexadecimal digits)")]
+    BadUid,
+}
+
+fn check_name(text: &str, limit: usize) -> Result<(), IdError> {
+    if text.is_empty() {
+        return Err(IdError::Empty);
+    }
+    let actual = text.chars().count();
+    if actual > limit {
+        return Err(IdError::TooLong { actual, limit });
+    }
+    for (position, character) in text.chars().enumerate() {
+        let allowed = character.is_ascii_alphanumeric()
+            || (position > 0 && matches!(character, '_' | '.' | '-'));
+        if !allowed {
+            return Err(IdError::BadCharacter { character, position });
+        }
+    }
+    if text.contains("..") {
+        return Err(IdError::DotDot);
+    }
+    Ok(())
+}
+
+macro_rules! checked_name {
+    ($(#[$meta:meta])* $name:ident, $limit:expr) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                check_name(text, $limit)?;
+                Ok(Self(text.to_owned()))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+checked_name!(
+    /// A sandbox's name, chosen by its user. SOURCE: sandboxd-o ids,
+    /// `^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$` without `..`.
+    SandboxName,
+    128
+);
+checked_name!(
+    /// A container's name within its sandbox. SOURCE: sandboxd-o,
+    /// `^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`.
+    ContainerName,
+    64
+);
+checked_name!(
+    /// A sandbox-local volume's name. SOURCE: sandboxd-o, as for containers.
+    VolumeName,
+    64
+);
+
+/// What names a sandbox on the host: directory, cgroup, namespace. Random, never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SandboxUid(u64);
+
+impl SandboxUid {
+    /// A uid from random bits; the caller supplies the randomness.
+    #[must_use]
+    pub const fn from_random(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The bits, for storage and for deriving small numbers.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for SandboxUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for SandboxUid {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let hex = text.len() == 16
+            && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if !hex {
+            return Err(IdError::BadUid);
+        }
+        u64::from_str_radix(text, 16).map(Self).map_err(|_| IdError::BadUid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_published_rule() {
+        for good in ["a", "team-1", "A.b_c-9", &"x".repeat(128)] {
+            assert!(good.parse::<SandboxName>().is_ok(), "{good}");
+        }
+        for bad in ["", ".a", "-a", "a..b", "a/b", "a b", "ä", "../x", &"x".repeat(129)] {
+            assert!(bad.parse::<SandboxName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_uid_survives_its_text_form() {
+        let uid = SandboxUid::from_random(0x00ff_1234_5678_9abc);
+        assert_eq!(uid.to_string().parse(), Ok(uid));
+        assert!("00FF123456789ABC".parse::<SandboxUid>().is_err(), "one spelling only");
+        assert!("../../etc/passwd".parse::<SandboxUid>().is_err());
+    }
+}
