@@ -5,9 +5,9 @@
 
 pub mod ids;
 pub mod image_reference;
-pub mod recovery;
-pub mod spec;
-pub mod state;
+
+
+
 pub mod timeline;
 pub mod units;
-pub mod validation;
+

@@ -1,0 +1,2 @@
+//! Starts sandboxes and stays their parent.
+fn main() {}
