@@ -1,1 +1,11 @@
-//! The Runtime trait and its classes container, gvisor, sim; spawner and shim.
+//! The seam between the server and its sandboxes: one trait, three classes, one conformance suite.
+//!
+//! Owns how a planned sandbox comes to life on this host: pools of prepared things, spawners, the connections to shims, adoption
+//! after a restart, the inventory. Never decides what should run, never touches the store, never parses what a user wrote.
+//!
+//! Entry points: [`Runtime`] and [`Sandbox`] (the contract), [`shim::ShimRuntime`] (classes `container` and `gvisor`),
+//! [`sim::SimRuntime`] (class `sim`), [`conformance`] (what every class must pass).
+
+mod contract;
+
+pub use contract::*;

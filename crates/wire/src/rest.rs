@@ -1,0 +1,12 @@
+//! Shapes of the REST API under `/api/v1`: sandboxd-o's own (`sandboxd.o/v1`), with additions that its clients never see unless they ask.
+//!
+//! Everything a client sends is read by [`strict`]: an unknown field is an error that names its path and the nearest known name.
+
+mod manifest;
+mod status;
+mod stream;
+pub mod strict;
+
+pub use manifest::*;
+pub use status::*;
+pub use stream::*;

@@ -1,0 +1,251 @@
+//! What a user writes. SOURCE: sandboxd-o's Sandbox; fields marked (atoll) are additions.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The manifest's `apiVersion`.
+pub const API_VERSION: &str = "sandboxd.o/v1";
+
+/// A manifest file's document: `apiVersion`, `kind`, `id`, `metadata`, `spec`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`API_VERSION`]; may be left out.
+    #[serde(rename = "apiVersion", default, skip_serializing_if = "Option::is_none")]
+    pub api_version: Option<String>,
+    /// `Sandbox`, in any case.
+    pub kind: String,
+    /// The sandbox's name.
+    pub id: String,
+    /// Labels (atoll).
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    pub metadata: Metadata,
+    /// What is wanted.
+    pub spec: SandboxSpec,
+}
+
+/// Body of `POST /api/v1/sandboxes`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CreateSandbox {
+    /// The sandbox's name; made up when left out (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Labels (atoll).
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    pub metadata: Metadata,
+    /// What is wanted.
+    pub spec: SandboxSpec,
+}
+
+/// Metadata of an object.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Free for users.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Metadata {
+    fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+}
+
+/// A sandbox's specification.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// `container`, `gvisor` or `sim`; the node's strongest when left out (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// Outbound traffic. Refused until the network is enforced.
+    #[serde(default)]
+    pub egress: bool,
+    /// Seconds from creation to deletion; 0: never.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ttl_seconds: i64,
+    /// Labels a node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Published ports. Refused until the network is enforced.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortSpec>,
+    /// Memory file systems that the containers share.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeSpec>,
+    /// At least one.
+    pub containers: Vec<ContainerSpec>,
+    /// Refused until probes are there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness_probe: Option<ProbeSpec>,
+    /// The hostname inside; a form of the name when left out (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Seconds for which the CPU quota is lifted at the start, at most; 10 when left out (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boost_seconds: Option<u32>,
+    /// Size of /dev/shm, a quantity; 64Mi or the memory limit, whichever is less, when left out (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shm_size: Option<String>,
+}
+
+/// A published port.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PortSpec {
+    /// 1 to 65535.
+    pub container_port: i64,
+    /// Accepted and ignored, as sandboxd-o does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_port: Option<i64>,
+    /// `tcp` (default) or `udp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+}
+
+/// A memory file system that the containers share.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct VolumeSpec {
+    /// Its name.
+    pub name: String,
+    /// Its size, a quantity.
+    pub ephemeral_storage: String,
+}
+
+/// A container.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Its name, unique in the sandbox.
+    pub name: String,
+    /// An image reference.
+    pub image: String,
+    /// `missing` (default), `always`, `never` (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<String>,
+    /// Replaces the image's entrypoint and cmd both.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Replaces the image's entrypoint; `args` then are its arguments (atoll).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// `KEY=VALUE` entries.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    /// Replaces the image's working directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work_dir: Option<String>,
+    /// `user[:group]`, names or numbers; replaces the image's (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Capabilities to add: refused beyond the default set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cap_add: Vec<String>,
+    /// Capabilities to drop; `ALL` for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cap_drop: Vec<String>,
+    /// `no-new-privileges[:=]true`, `seccomp=runtime/default`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub security_opt: Vec<String>,
+    /// Read-only root.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Memory file systems of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tmpfs: Vec<TmpfsSpec>,
+    /// Volumes to mount.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volume_mounts: Vec<VolumeMountSpec>,
+    /// What it may use.
+    #[serde(default)]
+    pub resource: ResourceSpec,
+    /// `guest` (default) or `image`: who is the first process (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
+    /// Keep standard input open for `attach` (atoll).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub stdin: bool,
+    /// Give the main process a terminal (atoll).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub tty: bool,
+    /// Hold output until the first `attach`, which gets all of it (atoll).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub await_attach: bool,
+    /// Replaces the image's stop signal, a name or number (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<String>,
+}
+
+/// A memory file system of one container.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TmpfsSpec {
+    /// Absolute, clean.
+    pub mount_path: String,
+    /// `ro rw nosuid suid nodev dev noexec exec mode=… size=…`, separated by commas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub options: Option<String>,
+}
+
+/// Where a volume stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct VolumeMountSpec {
+    /// A declared volume.
+    pub name: String,
+    /// Absolute, clean, not `/`, not below `/tmp`.
+    pub mount_path: String,
+    /// No writing through this mount.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// What a container may use: Kubernetes quantities; one figure is request and limit.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ResourceSpec {
+    /// CPUs; 1 when left out (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
+    /// Bytes of memory; 512Mi when left out (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
+    /// Bytes of disk for root, /tmp and logs; 128Mi when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ephemeral_storage: Option<String>,
+    /// Processes and threads; 128 when left out (atoll; sandboxd-o has 128 fixed).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<i64>,
+}
+
+/// A readiness probe.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ProbeSpec {
+    /// `tcp` or `http`.
+    pub protocol: String,
+    /// 1 to 65535.
+    pub port: i64,
+    /// For http: begins with `/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// At least 1.
+    pub initial_delay_seconds: i64,
+    /// At least 1.
+    pub period_seconds: i64,
+    /// At least 1.
+    pub timeout_seconds: i64,
+    /// At least 1.
+    pub success_threshold: i64,
+    /// At least 1.
+    pub failure_threshold: i64,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde's skip_serializing_if passes a reference"
+)]
+fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde's skip_serializing_if passes a reference"
+)]
+fn is_false(value: &bool) -> bool {
+    !*value
+}
