@@ -1,2 +1,3 @@
-//! Starts sandboxes and stays their parent.
+//! Spawner and shim: starts sandboxes and stays their parent.
+
 fn main() {}
