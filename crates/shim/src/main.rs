@@ -1,3 +1,5 @@
 //! Spawner and shim: starts sandboxes and stays their parent.
 
+mod engine;
+
 fn main() {}
