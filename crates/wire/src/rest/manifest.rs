@@ -63,6 +63,10 @@ pub struct SandboxSpec {
     /// Seconds from creation to deletion; 0: never.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub ttl_seconds: i64,
+    /// Seconds without an attached client after which the sandbox is deleted, counted from its creation, from the last detach and from
+    /// a restart of the server; never when left out. `atoll run` sets it, so that a killed client leaves nothing behind (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detach_ttl_seconds: Option<u32>,
     /// Labels a node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
