@@ -18,7 +18,9 @@ pub enum IdError {
         limit: usize,
     },
     /// A character outside the allowed set.
-    #[error("has {character:?} at position {position}; allowed: letters, digits, '_', '.', '-', beginning with a letter or digit")]
+    #[error(
+        "has {character:?} at position {position}; allowed: letters, digits, '_', '.', '-', beginning with a letter or digit"
+    )]
     BadCharacter {
         /// The offending character.
         character: char,

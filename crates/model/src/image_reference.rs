@@ -25,7 +25,9 @@ const OFFICIAL_PREFIX: &str = "library/";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageReferenceError {
     /// Nothing was written.
-    #[error("image reference is empty: write for example busybox, or registry.example/team/app:1.2")]
+    #[error(
+        "image reference is empty: write for example busybox, or registry.example/team/app:1.2"
+    )]
     Empty,
     /// Longer than any registry accepts.
     #[error("image reference is {actual} bytes long, at most {limit} are allowed")]
@@ -50,13 +52,17 @@ pub enum ImageReferenceError {
         repository: String,
     },
     /// The tag breaks the grammar.
-    #[error("image tag {tag:?} is not valid: up to 128 letters, digits, '_', '.', '-', not beginning with '.' or '-'")]
+    #[error(
+        "image tag {tag:?} is not valid: up to 128 letters, digits, '_', '.', '-', not beginning with '.' or '-'"
+    )]
     BadTag {
         /// The part that was refused.
         tag: String,
     },
     /// The digest is not `sha256:` and 64 hexadecimal digits.
-    #[error("image digest {digest:?} is not 'sha256:' followed by 64 lower-case hexadecimal digits")]
+    #[error(
+        "image digest {digest:?} is not 'sha256:' followed by 64 lower-case hexadecimal digits"
+    )]
     BadDigest {
         /// The part that was refused.
         digest: String,
@@ -358,9 +364,35 @@ mod tests {
     fn what_no_registry_accepts_is_refused() {
         let long = "a".repeat(300);
         for text in [
-            "", "/", "a/", "/a", "a//b", "A", "a..b", "a___b", "-a", "a:", "a:.x", "a@", "a@sha256:12",
-            "a@sha512:00", "a b", "../a", "a/../b", "host.example:99999/a", "host.example:0/a", "[::g]/a", "1.2.3/a", "-h.example/a",
-            "h.example:/a", "a:b:c", "é", "x@sha256:AB", "http://h.example/a", "a\0b", &long,
+            "",
+            "/",
+            "a/",
+            "/a",
+            "a//b",
+            "A",
+            "a..b",
+            "a___b",
+            "-a",
+            "a:",
+            "a:.x",
+            "a@",
+            "a@sha256:12",
+            "a@sha512:00",
+            "a b",
+            "../a",
+            "a/../b",
+            "host.example:99999/a",
+            "host.example:0/a",
+            "[::g]/a",
+            "1.2.3/a",
+            "-h.example/a",
+            "h.example:/a",
+            "a:b:c",
+            "é",
+            "x@sha256:AB",
+            "http://h.example/a",
+            "a\0b",
+            &long,
             "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
         ] {
             assert!(text.parse::<ImageReference>().is_err(), "{text:?}");
@@ -370,8 +402,15 @@ mod tests {
     #[test]
     fn loopback_is_told_from_what_looks_like_it() {
         for (registry, expected) in [
-            ("localhost", true), ("localhost:5000", true), ("127.0.0.1:1", true), ("127.9.9.9", true), ("[::1]:5", true),
-            ("localhost.example", false), ("127.0.0.1.example", false), ("10.0.0.1:5000", false), ("[::2]:5", false),
+            ("localhost", true),
+            ("localhost:5000", true),
+            ("127.0.0.1:1", true),
+            ("127.9.9.9", true),
+            ("[::1]:5", true),
+            ("localhost.example", false),
+            ("127.0.0.1.example", false),
+            ("10.0.0.1:5000", false),
+            ("[::2]:5", false),
         ] {
             assert_eq!(registry_is_loopback(registry), expected, "{registry}");
         }

@@ -6,8 +6,5 @@
 pub mod ids;
 pub mod image_reference;
 
-
-
 pub mod timeline;
 pub mod units;
-

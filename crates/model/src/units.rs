@@ -105,8 +105,7 @@ fn parse_quantity(text: &str, scale: i32) -> Result<u64, QuantityError> {
         return Err(if negative { QuantityError::Negative { text: shown() } } else { malformed() });
     }
     let unsigned = text.strip_prefix('+').unwrap_or(text);
-    let end =
-        unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
+    let end = unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
     let (number, suffix) = unsigned.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
