@@ -3,10 +3,12 @@
 //! Everything a client sends is read by [`strict`]: an unknown field is an error that names its path and the nearest known name.
 
 mod manifest;
+mod server;
 mod status;
 mod stream;
 pub mod strict;
 
 pub use manifest::*;
+pub use server::*;
 pub use status::*;
 pub use stream::*;

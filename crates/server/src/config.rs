@@ -1,0 +1,104 @@
+//! What the server must be told: all of it, checked, before it begins.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use atoll_runtime::{Runtime, RuntimeClass};
+
+use crate::data_dir::{DataDir, DataDirError};
+use crate::images::ImageSource;
+
+/// Where clients connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// TCP on loopback; port 0 takes a free one.
+    Tcp(SocketAddr),
+    /// A Unix socket, mode 0600.
+    Unix(PathBuf),
+}
+
+/// Why an address was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ListenError {
+    /// Neither form.
+    #[error("{text:?} is not an address to listen on; write for example '127.0.0.1:8082', '[::1]:0' or 'unix:/run/atoll.sock'")]
+    Malformed {
+        /// As given.
+        text: String,
+    },
+    /// Others could listen in.
+    #[error("{address} is not a loopback address: listening there needs TLS, which this version does not have; listen on 127.0.0.1 and put a TLS proxy in front")]
+    NotLoopback {
+        /// As given.
+        address: SocketAddr,
+    },
+}
+
+impl std::str::FromStr for ListenAddress {
+    type Err = ListenError;
+
+    fn from_str(text: &str) -> Result<Self, ListenError> {
+        let malformed = || ListenError::Malformed { text: text.chars().take(200).collect() };
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = PathBuf::from(path);
+            return if path.is_absolute() { Ok(Self::Unix(path)) } else { Err(malformed()) };
+        }
+        let numeric = match text.strip_prefix("localhost:") {
+            Some(port) => format!("127.0.0.1:{port}"),
+            None => text.to_owned(),
+        };
+        let address: SocketAddr = numeric.parse().map_err(|_| malformed())?;
+        if address.ip().is_loopback() { Ok(Self::Tcp(address)) } else { Err(ListenError::NotLoopback { address }) }
+    }
+}
+
+/// All that [`crate::run`] needs.
+pub struct ServerConfig {
+    /// Locked by this process.
+    pub data_dir: DataDir,
+    /// Where clients connect.
+    pub listen: ListenAddress,
+    /// This machine's name in statuses.
+    pub node_name: String,
+    /// The classes that can be had. Their spawners were begun before this process had threads.
+    pub runtimes: Vec<Arc<dyn Runtime>>,
+    /// The classes that cannot be had here, and what to install or change.
+    pub missing_classes: Vec<(RuntimeClass, String)>,
+    /// Where images come from.
+    pub images: Arc<dyn ImageSource>,
+    /// Sandboxes that are begun at the same time, at most; others wait in order. `None`: 16.
+    pub concurrent_launches: Option<usize>,
+    /// Called once clients can connect, with the address as in `server.json`.
+    pub on_serving: Option<Box<dyn FnOnce(&str) + Send>>,
+}
+
+/// Launches at the same time. Guess: enough to keep all cores of a small machine busy while disks wait, few enough that the first
+/// ones are not slowed down by the last.
+pub(crate) const DEFAULT_CONCURRENT_LAUNCHES: usize = 16;
+
+/// Why the server could not begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// See there.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The address cannot be had.
+    #[error("cannot listen on {address}: is another server there? Choose another with --listen")]
+    Listen {
+        /// As given.
+        address: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// A file of the data directory cannot be read or written.
+    #[error("cannot {operation} {}", path.display())]
+    Io {
+        /// As a verb.
+        operation: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+}
