@@ -22,13 +22,17 @@ pub enum ListenAddress {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ListenError {
     /// Neither form.
-    #[error("{text:?} is not an address to listen on; write for example '127.0.0.1:8082', '[::1]:0' or 'unix:/run/atoll.sock'")]
+    #[error(
+        "{text:?} is not an address to listen on; write for example '127.0.0.1:8082', '[::1]:0' or 'unix:/run/atoll.sock'"
+    )]
     Malformed {
         /// As given.
         text: String,
     },
     /// Others could listen in.
-    #[error("{address} is not a loopback address: listening there needs TLS, which this version does not have; listen on 127.0.0.1 and put a TLS proxy in front")]
+    #[error(
+        "{address} is not a loopback address: listening there needs TLS, which this version does not have; listen on 127.0.0.1 and put a TLS proxy in front"
+    )]
     NotLoopback {
         /// As given.
         address: SocketAddr,
@@ -49,7 +53,11 @@ impl std::str::FromStr for ListenAddress {
             None => text.to_owned(),
         };
         let address: SocketAddr = numeric.parse().map_err(|_| malformed())?;
-        if address.ip().is_loopback() { Ok(Self::Tcp(address)) } else { Err(ListenError::NotLoopback { address }) }
+        if address.ip().is_loopback() {
+            Ok(Self::Tcp(address))
+        } else {
+            Err(ListenError::NotLoopback { address })
+        }
     }
 }
 
