@@ -12,7 +12,7 @@
 use std::os::fd::OwnedFd;
 
 use atoll_sys::process::{Exit, ProcessIdentity};
-use atoll_wire::guest::ProcessSpec;
+use atoll_wire::guest::{Boot, ProcessSpec};
 use atoll_wire::record::ShimRecord;
 
 /// Why an engine could not do something: goes to the user as the reason of a failed launch.
@@ -32,7 +32,22 @@ impl EngineError {
     }
 }
 
-/// The descriptors of a container's first process.
+/// What the server prepared for a sandbox and handed over as descriptors. An engine takes it whole and closes each as soon as it can.
+///
+/// An engine is made by its module's function `engine(&Launch, Resources) -> Result<Box<dyn Engine>, EngineError>`, which checks and
+/// changes nothing on the host. For [`Engine::adopt`] there may be none of them: the network namespace then lives through its processes alone.
+#[derive(Debug, Default)]
+pub struct Resources {
+    /// The prepared network namespace; `None` only when adopting.
+    pub network_namespace: Option<OwnedFd>,
+    /// A sysfs of that network namespace, mounted nowhere, read-only.
+    pub sysfs: Option<OwnedFd>,
+    /// The disks by container name, each an ext4 mounted nowhere.
+    pub disks: Vec<(String, OwnedFd)>,
+}
+
+/// The descriptors of a container's first process. They block, and outputs are FIFOs opened for reading and writing, so that the
+/// process never loses its last reader. The engine closes its copies once the process has them.
 #[derive(Debug)]
 pub struct StandardStreams {
     /// Descriptor 0: the guest's requests, or the image's own input (`init: image`).
@@ -81,6 +96,13 @@ pub trait Engine {
     /// [`EngineError`]; the core then calls [`Engine::remove`].
     fn begin(&mut self, container: usize, streams: StandardStreams) -> Result<Begun, EngineError>;
 
+    /// What the guest of that container is told before it starts anything (system call filter, limits that it enforces itself,
+    /// hostname where the engine has not set it). Asked after [`Engine::prepare`], before or after [`Engine::begin`].
+    ///
+    /// # Errors
+    /// [`EngineError`]; the core then calls [`Engine::remove`].
+    fn boot(&mut self, container: usize) -> Result<Boot, EngineError>;
+
     /// Takes over, after the death of an earlier shim, what the record names and still runs: one entry a container of the plan.
     ///
     /// # Errors
@@ -88,6 +110,7 @@ pub trait Engine {
     fn adopt(&mut self, record: &ShimRecord) -> Result<Vec<Option<Begun>>, EngineError>;
 
     /// Starts a process from outside in a container with `init: image`, with these streams; gives its pidfd-like descriptor and pid.
+    /// It is a child of the shim (directly, or through the subreaper), and the core reaps it.
     ///
     /// # Errors
     /// [`EngineError`].

@@ -1,5 +1,3 @@
-//! Spawner and shim: starts sandboxes and stays their parent.
-
-mod engine;
+//! The program `atoll-shim`.
 
 fn main() {}
