@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The written rules that a program can check. Runs all of them, then says which failed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+failed=()
+run() {
+    local name=$1
+    shift
+    printf '== %s\n' "$name"
+    "$@" || failed+=("$name")
+}
+
+run "formatting" cargo fmt --all --check
+run "lints" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+run "dependency direction and licences" python3 scripts/check-dependencies.py
+run "sizes and words" python3 scripts/check-sources.py
+
+if [ ${#failed[@]} -gt 0 ]; then
+    printf 'check: failed: %s\n' "$(IFS=,; echo "${failed[*]}")" >&2
+    exit 1
+fi
+echo "check: all rules hold"
