@@ -192,6 +192,12 @@ pub trait Sandbox: Send + Sync + 'static {
     /// Its uid.
     fn uid(&self) -> &str;
 
+    /// When everything was prepared and the spawner was asked, CLOCK_MONOTONIC in microseconds: the end of phase `prepare`. `None`
+    /// for an adopted sandbox.
+    fn prepared_at_monotonic_micros(&self) -> Option<u64> {
+        None
+    }
+
     /// Where its logs lie ([`atoll_wire::log`]); `None`: it keeps none.
     fn log_path(&self, container: &str) -> Option<PathBuf>;
 

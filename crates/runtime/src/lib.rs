@@ -3,9 +3,10 @@
 //! Owns how a planned sandbox comes to life on this host: pools of prepared things, spawners, the connections to shims, adoption
 //! after a restart, the inventory. Never decides what should run, never touches the store, never parses what a user wrote.
 //!
-//! Entry points: [`Runtime`] and [`Sandbox`] (the contract), [`shim::ShimRuntime`] (classes `container` and `gvisor`),
-//! [`sim::SimRuntime`] (class `sim`), [`conformance`] (what every class must pass).
+//! Entry points: [`Runtime`] and [`Sandbox`] (the contract), [`sim::SimRuntime`] (class `sim`).
 
+pub mod clock;
 mod contract;
+pub mod sim;
 
 pub use contract::*;
