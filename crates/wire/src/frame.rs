@@ -5,6 +5,10 @@
 //! and [`Decoder`] skips what is neither. Who opens a channel anew writes [`resync_padding`] first, which completes any
 //! frame that was cut off, and with it makes that frame's checksum fail.
 //!
+//! A frame whose header is whole and whose payload is not is skipped as a whole: what stood in it may have been chosen by whoever
+//! typed it, and must not be searched for frames. Who begins to read in the middle of a stream (only a host that takes over a guest)
+//! has no such protection, and believes nothing but output until it has seen its own epoch in a `HelloAck`.
+//!
 //! ```text
 //! 0      4        5     6       8        12        16          20        20+length
 //! | aTl1 | kind   | 0   | 0 0   | stream | length  | crc32 of  | payload | crc32 of |
@@ -21,6 +25,9 @@ pub const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
 pub const MAX_FRAME_BYTES: usize = HEADER_BYTES + MAX_PAYLOAD_BYTES + 4;
 /// Most bytes of program output or input in one data frame: a frame then fits into an empty FIFO.
 pub const MAX_DATA_BYTES: usize = 32 * 1024;
+
+/// A buffer larger than this is given back when it is empty: most of the time frames are small and readers are many.
+const RESTING_BYTES: usize = 8 * 1024;
 
 /// A whole frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,26 +48,45 @@ pub struct PayloadTooLarge {
     pub bytes: usize,
 }
 
+/// Begins a frame in `out` whose payload the caller appends next; [`finish_frame`] with the returned position completes it. Saves the
+/// copy that [`Frame::encode`] makes.
+#[must_use]
+pub fn begin_frame(out: &mut Vec<u8>, kind: u8, stream: u32) -> usize {
+    let start = out.len();
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&[kind, 0, 0, 0]);
+    out.extend_from_slice(&stream.to_le_bytes());
+    out.extend_from_slice(&[0; 8]);
+    start
+}
+
+/// Completes the frame that [`begin_frame`] began at `start`: everything appended since is its payload.
+///
+/// # Errors
+/// [`PayloadTooLarge`]; the begun frame was taken out of `out` again.
+pub fn finish_frame(out: &mut Vec<u8>, start: usize) -> Result<(), PayloadTooLarge> {
+    let bytes = out.len().saturating_sub(start + HEADER_BYTES);
+    let Some(length) = u32::try_from(bytes).ok().filter(|_| bytes <= MAX_PAYLOAD_BYTES) else {
+        out.truncate(start);
+        return Err(PayloadTooLarge { bytes });
+    };
+    let payload_sum = crc32fast::hash(&out[start + HEADER_BYTES..]);
+    out[start + 12..start + 16].copy_from_slice(&length.to_le_bytes());
+    let header_sum = crc32fast::hash(&out[start..start + 16]);
+    out[start + 16..start + 20].copy_from_slice(&header_sum.to_le_bytes());
+    out.extend_from_slice(&payload_sum.to_le_bytes());
+    Ok(())
+}
+
 impl Frame {
     /// Appends the frame's bytes to `out`.
     ///
     /// # Errors
     /// [`PayloadTooLarge`]; nothing was appended.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), PayloadTooLarge> {
-        let bytes = self.payload.len();
-        let Some(length) = u32::try_from(bytes).ok().filter(|_| bytes <= MAX_PAYLOAD_BYTES) else {
-            return Err(PayloadTooLarge { bytes });
-        };
-        let start = out.len();
-        out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&[self.kind, 0, 0, 0]);
-        out.extend_from_slice(&self.stream.to_le_bytes());
-        out.extend_from_slice(&length.to_le_bytes());
-        let header_sum = crc32fast::hash(&out[start..]);
-        out.extend_from_slice(&header_sum.to_le_bytes());
+        let start = begin_frame(out, self.kind, self.stream);
         out.extend_from_slice(&self.payload);
-        out.extend_from_slice(&crc32fast::hash(&self.payload).to_le_bytes());
-        Ok(())
+        finish_frame(out, start)
     }
 }
 
@@ -92,6 +118,9 @@ impl Decoder {
             self.buffer.drain(..self.consumed);
             self.consumed = 0;
         }
+        if self.buffer.is_empty() && self.buffer.capacity() > RESTING_BYTES {
+            self.buffer = Vec::new();
+        }
         self.buffer.extend_from_slice(bytes);
     }
 
@@ -115,7 +144,7 @@ impl Decoder {
             }
             let payload = &rest[HEADER_BYTES..end];
             if crc32fast::hash(payload).to_le_bytes() != rest[end..end + 4] {
-                self.skip(1);
+                self.skip(end + 4);
                 continue;
             }
             let frame = Frame { kind, stream, payload: payload.to_vec() };
@@ -195,7 +224,9 @@ mod tests {
     #[test]
     fn a_payload_over_the_bound_is_refused() {
         let frame = Frame { kind: 1, stream: 0, payload: vec![0; MAX_PAYLOAD_BYTES + 1] };
-        assert!(frame.encode(&mut Vec::new()).is_err());
+        let mut out = b"before".to_vec();
+        assert_eq!(frame.encode(&mut out), Err(PayloadTooLarge { bytes: MAX_PAYLOAD_BYTES + 1 }));
+        assert_eq!(out, b"before");
     }
 
     #[test]
@@ -211,6 +242,20 @@ mod tests {
             decoder.push(&encoded(&next));
             assert_eq!(decoder.next_frame(), Some(next.clone()), "cut at {length}");
         }
+    }
+
+    #[test]
+    fn a_frame_inside_a_payload_that_was_cut_is_not_found() {
+        let forged = Frame { kind: 4, stream: 9, payload: b"run me as root".to_vec() };
+        let mut payload = encoded(&forged);
+        payload.resize(1000, b'x');
+        let outer = encoded(&Frame { kind: 5, stream: 3, payload });
+        let mut decoder = Decoder::new();
+        decoder.push(&outer[..outer.len() - 100]);
+        decoder.push(&resync_padding());
+        let next = Frame { kind: 1, stream: 0, payload: b"hello".to_vec() };
+        decoder.push(&encoded(&next));
+        assert_eq!(decoder.next_frame(), Some(next));
     }
 
     proptest! {

@@ -13,17 +13,40 @@
 //! host -> guest: ExitAck (stream n): the guest forgets the process; on stream 0 it ends itself, with the process's exit code
 //! ```
 //!
-//! A stream number is used once in a sandbox's life. Output is counted: each [`HostKind`] `Credit` lets the guest send so many bytes more
-//! of that stream; it begins with [`INITIAL_WINDOW_BYTES`]. Data frames of output begin with the offset (u64 le) of their first byte in
-//! that stream, so that a reader who takes over knows what it missed. Standard input has a window of the same size, which the
-//! guest refills with `Credit`.
+//! A stream number is used once in a sandbox's life. Messages are made and read by [`HostMessage`] and [`GuestMessage`].
+//!
+//! **Output** is counted: each [`HostKind`] `Credit` lets the guest send so many bytes more of that stream (standard output and error
+//! together); it begins with [`INITIAL_WINDOW_BYTES`]. Data frames of output begin with the offset (u64 le) of their first byte in
+//! their own direction of the stream, so that a reader who takes over knows what it missed.
+//!
+//! **Input** has a window of [`INITIAL_STDIN_WINDOW_BYTES`], which the guest refills with `Credit` as the process takes it, and also when
+//! it drops what nobody reads any more.
+//!
+//! **Taking over.** A host that opens the channel again writes [`crate::frame::resync_padding`] and a Hello with an epoch that nobody
+//! inside can guess (random). The guest then writes the same padding and its HelloAck. Until the host has read the HelloAck with its
+//! own epoch it may take `Stdout` and `Stderr` frames for output and must ignore all others: it may have begun to read in the middle
+//! of bytes that the workload chose. HelloAck says all that was missed. After it every stream's output window is
+//! [`INITIAL_WINDOW_BYTES`] again, counted from `stdout_sent_bytes` and `stderr_sent_bytes`, and the input window of every stream in it is 0 until
+//! the `Credit` that follows at once.
+//!
+//! **Ends.** `Exited` of a stream comes after all output that its process wrote. It is kept until `ExitAck`. When the command (stream 0)
+//! could not be started, `StartFailed` is kept like an exit: HelloAck then shows it as exited with [`StartFailureKind::exit_code`], and
+//! `ExitAck` ends the guest with that code. `StartFailed` of another stream and `TransferDone` end their stream at once. Processes which
+//! outlive the one of their stream may go on writing: their output is read and dropped.
+
+mod message;
 
 use serde::{Deserialize, Serialize};
+
+pub use message::{GuestMessage, HostMessage, MessageError, fuzz_guest_messages};
 
 /// The version of this protocol. A host speaks with every guest of a version it knows: sandboxes outlive updates.
 pub const PROTOCOL_VERSION: u32 = 1;
 /// Bytes that may be under way on a stream before the first `Credit`.
 pub const INITIAL_WINDOW_BYTES: u32 = 256 * 1024;
+/// Bytes of standard input that may be under way on a new stream before the guest's first `Credit`: as much as a pipe holds. What a
+/// process does not read lies in the guest's memory, which is the sandbox's.
+pub const INITIAL_STDIN_WINDOW_BYTES: u32 = 64 * 1024;
 /// Most execs and transfers at the same time in one container.
 pub const MAX_STREAMS: usize = 256;
 /// The guest's exit code when it was killed or broken rather than told to end.
@@ -55,7 +78,7 @@ kinds! {
     HostKind {
         /// JSON [`Hello`].
         Hello = 1,
-        /// JSON [`Boot`].
+        /// JSON [`Boot`]. Answered only by `Refused` on stream 0, when it cannot be applied: nothing is started then.
         Boot = 2,
         /// JSON [`ProcessSpec`], stream 0: begin the image's command.
         Start = 3,
@@ -81,7 +104,8 @@ kinds! {
         ListProcesses = 13,
         /// UTF-8 text: the new hostname; answered by `Done` or `Refused`.
         SetHostname = 14,
-        /// No payload: whoever asked for this stream is gone; its process gets SIGHUP (terminal) or goes on with its output dropped.
+        /// No payload: whoever asked for this stream is gone. Its input ends; its process gets SIGHUP (terminal) or goes on with its output
+        /// dropped. `Exited` and `ExitAck` follow as ever.
         Detach = 15,
     }
 }
@@ -149,7 +173,7 @@ pub struct StreamState {
     pub stdout_sent_bytes: u64,
     /// Bytes of standard error sent so far.
     pub stderr_sent_bytes: u64,
-    /// How it ended, when it has ended.
+    /// How it ended, when it has ended and all its output has been sent.
     pub exited: Option<Exited>,
 }
 
