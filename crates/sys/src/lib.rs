@@ -6,7 +6,10 @@
 
 pub mod capabilities;
 pub mod cgroup;
+pub mod clone;
 pub mod disk_image;
 pub mod loop_device;
+pub mod mount;
 pub mod process;
 pub mod seccomp;
+pub mod user_namespace;
