@@ -93,8 +93,9 @@ pub fn start(
         pid if pid > 0 => {
             // SAFETY: the kernel has stored a new descriptor, which nobody else owns.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            let pid = i32::try_from(pid)
-                .map_err(|_| CloneError::refused(std::io::Error::from_raw_os_error(libc::ERANGE)))?;
+            let pid = i32::try_from(pid).map_err(|_| {
+                CloneError::refused(std::io::Error::from_raw_os_error(libc::ERANGE))
+            })?;
             Ok(Child { pid, pidfd })
         }
         _ => Err(CloneError::refused(std::io::Error::last_os_error())),

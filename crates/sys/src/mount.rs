@@ -46,11 +46,7 @@ pub fn new_file_system(
 ///
 /// # Errors
 /// The kernel's answer; EINVAL when the options do not fit.
-pub fn mount_overlay(
-    target: &Path,
-    options: &str,
-    no_set_user_id: bool,
-) -> Result<(), Errno> {
+pub fn mount_overlay(target: &Path, options: &str, no_set_user_id: bool) -> Result<(), Errno> {
     let mut flags = MountFlags::NODEV | MountFlags::NOATIME;
     if no_set_user_id {
         flags |= MountFlags::NOSUID;
@@ -86,8 +82,7 @@ pub fn copy_tree(
 /// # Errors
 /// The kernel's answer: ENOTDIR when one is a directory and the other is not.
 pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
-    let flags =
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount, c"", target, c"", flags)
 }
 
@@ -160,11 +155,8 @@ pub fn map_ids(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> Result<
 /// # Errors
 /// The kernel's answer.
 pub fn isolate_propagation(follow: bool) -> Result<(), Errno> {
-    let kind = if follow {
-        MountPropagationFlags::DOWNSTREAM
-    } else {
-        MountPropagationFlags::PRIVATE
-    };
+    let kind =
+        if follow { MountPropagationFlags::DOWNSTREAM } else { MountPropagationFlags::PRIVATE };
     mount_change("/", kind | MountPropagationFlags::REC)
 }
 

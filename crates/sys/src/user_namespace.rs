@@ -61,7 +61,8 @@ impl SharedNamespaces {
         if first_host_id.is_some() {
             kinds |= UnshareFlags::NEWUSER;
         }
-        let pipe = |errno: Errno| NamespaceError::Clone(CloneError::Refused { source: errno.into() });
+        let pipe =
+            |errno: Errno| NamespaceError::Clone(CloneError::Refused { source: errno.into() });
         let (reader, writer) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(pipe)?;
         let child = clone::start(kinds, None, || {
@@ -79,9 +80,9 @@ impl SharedNamespaces {
         let namespaces = opened?;
         match ended {
             Ok(Some(Exit::Code(0))) => Ok(namespaces),
-            Ok(Some(Exit::Code(errno))) => Err(NamespaceError::Hostname {
-                source: std::io::Error::from_raw_os_error(errno),
-            }),
+            Ok(Some(Exit::Code(errno))) => {
+                Err(NamespaceError::Hostname { source: std::io::Error::from_raw_os_error(errno) })
+            }
             _ => Err(NamespaceError::Hostname { source: Errno::IO.into() }),
         }
     }
