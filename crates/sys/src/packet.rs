@@ -9,8 +9,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg,
-    socketpair,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
 };
 
 /// Most descriptors in one packet. The kernel takes 253 (SOURCE: unix(7), SCM_MAX_FD).
@@ -98,7 +98,8 @@ mod tests {
         send_packet(ours.as_fd(), b"second", &[]).unwrap();
         drop(writer);
         let mut buffer = [0; 16];
-        let (length, mut descriptors) = receive_packet(theirs.as_fd(), &mut buffer).unwrap().unwrap();
+        let (length, mut descriptors) =
+            receive_packet(theirs.as_fd(), &mut buffer).unwrap().unwrap();
         assert_eq!((&buffer[..length], descriptors.len()), (&b"first"[..], 1));
         std::fs::File::from(descriptors.remove(0)).write_all(b"through").unwrap();
         let mut text = String::new();
