@@ -1,0 +1,13 @@
+#!/bin/sh
+# Runs inside the Debian guest: every test program of the suite, then the check of the systemd unit.
+status=0
+modprobe -a overlay loop
+mkdir -p /var/tmp
+export TMPDIR=/var/tmp ATOLL_TEST_SLOW_MACHINE=1
+for program in /suite/tests/*; do
+    echo "Running $(basename "$program")"
+    "$program" --show-output --test-threads=2 $(cat "/suite/filters/$(basename "$program")" 2>/dev/null) || status=1
+done
+echo "Running systemd.sh"
+/suite/systemd.sh || status=1
+exit $status

@@ -1,0 +1,60 @@
+#!/bin/sh
+# Runs inside the Debian guest, beside the atoll binary and busybox.layer: `systemctl restart atoll` must leave every sandbox alive, as the same
+# process, reachable through exec and logs; `systemctl stop` too. Prints one line a check, in the form of Rust's test runner.
+set -u
+here=$(dirname "$0")
+passed=0
+failed=0
+check() {
+    name=$1
+    shift
+    if "$@"; then
+        echo "test container::systemd::$name ... ok"
+        passed=$((passed + 1))
+    else
+        echo "test container::systemd::$name ... FAILED"
+        failed=$((failed + 1))
+    fi
+}
+export ATOLL_DATA_DIR=/var/lib/atoll
+
+# `systemctl start` returns when the program is exec'ed: the first answer tells when it serves.
+serves() {
+    for _ in $(seq 120); do
+        atoll get sandboxes >/dev/null 2>&1 && return 0
+        sleep 0.5
+    done
+    journalctl -u atoll --no-pager | tail -n 40
+    return 1
+}
+first_pid() { atoll exec keeper -- sh -c 'cat /proc/1/stat | cut -d" " -f22'; }
+
+install -m 0755 "$here/atoll" /usr/bin/atoll
+install -m 0644 "$here/atoll.service" /etc/systemd/system/atoll.service
+systemctl daemon-reload
+check starts systemctl start atoll
+check serves serves
+check imports atoll image import "$here/busybox.layer" busybox:latest
+check runs test "$(echo hello | atoll run --class container -i busybox:latest -- cat)" = hello
+atoll run --class container --keep --name keeper busybox:latest -- sh -c 'echo begun; exec sleep 100000' >/dev/null 2>&1 </dev/null &
+client=$!
+check becomes_running atoll wait sandbox/keeper --for running --timeout 120s
+before=$(first_pid)
+check has_a_first_process test -n "$before"
+kill "$client" 2>/dev/null
+check restarts systemctl restart atoll
+check serves_again serves
+check is_the_same_process test "$(first_pid)" = "$before"
+check keeps_its_log sh -c 'atoll logs keeper | grep -q begun'
+check stops systemctl stop atoll
+check outlives_the_service sh -c 'pgrep -f "sleep 100000" >/dev/null'
+check lies_outside_the_service sh -c '! grep -q system.slice/atoll.service /proc/$(pgrep -o -f "sleep 100000")/cgroup'
+check nothing_left_in_the_service sh -c '! test -s /sys/fs/cgroup/system.slice/atoll.service/cgroup.procs'
+check starts_once_more systemctl start atoll
+check serves_once_more serves
+check still_the_same_process test "$(first_pid)" = "$before"
+check deletes atoll delete sandbox/keeper
+check ends_it sh -c '! pgrep -f "sleep 100000" >/dev/null'
+systemctl stop atoll
+echo "test result: $([ $failed = 0 ] && echo ok || echo FAILED). $passed passed; $failed failed; 0 ignored"
+[ "$failed" = 0 ]
