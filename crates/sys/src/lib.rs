@@ -12,6 +12,8 @@ pub mod forking;
 pub mod loop_device;
 pub mod mount;
 pub mod packet;
+pub mod poll_set;
 pub mod process;
 pub mod seccomp;
+pub mod spawn;
 pub mod user_namespace;
