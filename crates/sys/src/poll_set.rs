@@ -101,7 +101,7 @@ impl PollSet {
             tv_nsec: duration.subsec_nanos().into(),
         });
         let timeout = timeout.as_mut().map_or(ptr::null_mut(), ptr::from_mut);
-        let let_in = u64::MAX & !bit(libc::SIGCHLD);
+        let let_in = !bit(libc::SIGCHLD);
         // SAFETY: the vector's entries, the time and the mask of 8 bytes live; the kernel writes `revents` of as many entries as
         // it is told, and the time that was left.
         let answer = unsafe {

@@ -43,6 +43,7 @@ fn run(program: &Program) -> (Progress, Exit, String) {
     (starting.progress(), exit, output)
 }
 
+#[expect(clippy::print_stderr, reason = "a test that cannot run says so")]
 fn skipped(test: &str) -> bool {
     let root = rustix::process::getuid().is_root();
     if !root {
