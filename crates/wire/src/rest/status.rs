@@ -207,6 +207,7 @@ pub struct Event {
 
 /// One line of a watch (`?watch=true`): newline-delimited JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(bound(deserialize = "T: Deserialize<'de>"))]
 pub struct WatchEvent<T> {
     /// `ADDED`, `MODIFIED`, `DELETED`, `BOOKMARK`.
     #[serde(rename = "type")]

@@ -1,0 +1,88 @@
+//! Commands that measure.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+/// `atoll bench …`.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum BenchSuite {
+    /// Time from a create request to the first output of a command, phase by phase
+    Provision(ProvisionBenchArgs),
+    /// Time of one exec in a sandbox that runs
+    Exec(ExecBenchArgs),
+}
+
+/// Another way to run a container, measured in the same run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Against {
+    /// `runc run` of the same root file system and command
+    Runc,
+    /// `runsc run --network=sandbox` in a network namespace made before
+    Runsc,
+    /// A pod of containerd's CRI, through crictl
+    Containerd,
+}
+
+impl Against {
+    /// The word on the command line.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Runc => "runc",
+            Self::Runsc => "runsc",
+            Self::Containerd => "containerd",
+        }
+    }
+}
+
+/// What both suites need to know.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BenchArgs {
+    /// The class to measure
+    #[arg(long, value_name = "CLASS", default_value = "container")]
+    pub(crate) class: String,
+
+    /// How many times
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) count: u32,
+
+    /// The image
+    #[arg(long, value_name = "REF", default_value = "busybox")]
+    pub(crate) image: String,
+
+    /// Measure this beside it, interleaved in the same run; may be given several times
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) against: Vec<Against>,
+
+    /// Write all figures to this file as JSON; - is standard output
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// Flags of `atoll bench provision`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example: atoll bench provision --class container --count 200 --against runc --image busybox -- echo ready")]
+pub(crate) struct ProvisionBenchArgs {
+    #[command(flatten)]
+    pub(crate) bench: BenchArgs,
+
+    /// How many at a time
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) concurrency: u32,
+
+    /// The command whose first output ends the measurement; echo ready when left out
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+/// Flags of `atoll bench exec`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example: atoll bench exec --class gvisor --count 100 --against runsc --image busybox -- /bin/true")]
+pub(crate) struct ExecBenchArgs {
+    #[command(flatten)]
+    pub(crate) bench: BenchArgs,
+
+    /// The command to run each time; /bin/true when left out
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}

@@ -1,0 +1,68 @@
+//! Commands about the instance and the machine: up, down, doctor, version, completion.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use atoll_server::ListenAddress;
+use clap::Args;
+
+use super::values::{PlainFormat, duration};
+
+/// Flags of `atoll up`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Sandboxes go on when this process ends, and are found again by the next `atoll up` with the same data \
+directory. `atoll down` ends them.")]
+pub(crate) struct UpArgs {
+    /// Where the API listens, on this machine only: ADDR:PORT (port 0 takes any free port) or unix:/PATH
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8082")]
+    pub(crate) listen: ListenAddress,
+
+    /// Return as soon as it serves, and go on in the background
+    #[arg(long)]
+    pub(crate) detach: bool,
+
+    /// The background half of --detach
+    #[arg(long, hide = true)]
+    pub(crate) detached: bool,
+}
+
+/// Flags of `atoll down`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DownArgs {
+    /// Give up when it has not ended by then
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "60s")]
+    pub(crate) timeout: Duration,
+}
+
+/// Flags of `atoll doctor`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DoctorArgs {
+    /// How to print it
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = PlainFormat::Text)]
+    pub(crate) output: PlainFormat,
+}
+
+/// Flags of `atoll version`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct VersionArgs {
+    /// How to print it
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = PlainFormat::Text)]
+    pub(crate) output: PlainFormat,
+}
+
+/// Flags of `atoll completion`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example: atoll completion bash > /etc/bash_completion.d/atoll")]
+pub(crate) struct CompletionArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Arguments of the unpack helper: read by the image store's own code.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UnpackArgs {
+    /// Passed on as they are
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) arguments: Vec<OsString>,
+}

@@ -1,0 +1,138 @@
+//! Commands about objects: create, get, describe, wait, delete, events, logs.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::values::{
+    ListFormat, ObjectReference, ObjectSelector, PlainFormat, WaitCondition, duration,
+};
+
+/// Flags of `atoll create`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "A file may hold several YAML documents, separated by '---', or JSON. A manifest:
+
+  apiVersion: sandboxd.o/v1
+  kind: Sandbox
+  id: work
+  spec:
+    containers:
+      - name: main
+        image: busybox
+        args: [sleep, '3600']
+        resource: {cpu: 500m, memory: 256Mi}")]
+pub(crate) struct CreateArgs {
+    /// Manifest files; - is standard input
+    #[arg(short, long = "filename", value_name = "FILE", required = true)]
+    pub(crate) filename: Vec<PathBuf>,
+
+    /// Wait until all of them are ready
+    #[arg(long)]
+    pub(crate) wait: bool,
+
+    /// How to print what was created
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = PlainFormat::Text)]
+    pub(crate) output: PlainFormat,
+}
+
+/// Flags of `atoll get`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GetArgs {
+    /// sandbox, image or node; or one object as KIND/NAME
+    #[arg(value_name = "KIND[/NAME]")]
+    pub(crate) selector: ObjectSelector,
+
+    /// How to print it
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ListFormat::Table)]
+    pub(crate) output: ListFormat,
+
+    /// Go on and show changes as they happen
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
+/// Flags of `atoll describe`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DescribeArgs {
+    /// The objects
+    #[arg(required = true, value_name = "KIND/NAME")]
+    pub(crate) objects: Vec<ObjectReference>,
+}
+
+/// Flags of `atoll wait`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Fails with exit code 1 when the time is over, or when the state can no longer be reached.
+
+Example: atoll wait sandbox/work --for ready --timeout 30s")]
+pub(crate) struct WaitArgs {
+    /// The object
+    #[arg(value_name = "KIND/NAME")]
+    pub(crate) object: ObjectReference,
+
+    /// The state to wait for
+    #[arg(long = "for", value_enum, value_name = "STATE")]
+    pub(crate) condition: WaitCondition,
+
+    /// How long to wait; for ever when left out
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// Flags of `atoll delete`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  atoll delete sandbox/a sandbox/b
+  atoll delete sandboxes --all")]
+pub(crate) struct DeleteArgs {
+    /// The objects; a KIND alone with --all
+    #[arg(required = true, value_name = "KIND/NAME")]
+    pub(crate) objects: Vec<ObjectSelector>,
+
+    /// All objects of the kind
+    #[arg(long)]
+    pub(crate) all: bool,
+
+    /// It is fine when an object is not there
+    #[arg(long)]
+    pub(crate) ignore_not_found: bool,
+}
+
+/// Flags of `atoll events`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EventsArgs {
+    /// Only those of this object
+    #[arg(value_name = "KIND/NAME")]
+    pub(crate) object: Option<ObjectReference>,
+
+    /// Go on and show events as they happen
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+
+    /// How to print them
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = PlainFormat::Text)]
+    pub(crate) output: PlainFormat,
+}
+
+/// Flags of `atoll logs`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LogsArgs {
+    /// Go on and print output as it comes, until the container ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+
+    /// Only the last N lines
+    #[arg(long, value_name = "N")]
+    pub(crate) tail: Option<u64>,
+
+    /// The time before each line
+    #[arg(long)]
+    pub(crate) timestamps: bool,
+
+    /// The sandbox
+    #[arg(value_name = "SANDBOX")]
+    pub(crate) name: String,
+
+    /// The container; the first when left out
+    pub(crate) container: Option<String>,
+}

@@ -1,0 +1,211 @@
+//! Values of flags with a meaning of their own: kinds, references, durations, formats.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+/// A kind of object that the API has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ResourceKind {
+    /// A sandbox.
+    Sandbox,
+    /// An image in the local store.
+    Image,
+    /// This machine.
+    Node,
+}
+
+impl ResourceKind {
+    /// The word in references: `sandbox/NAME`.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Sandbox => "sandbox",
+            Self::Image => "image",
+            Self::Node => "node",
+        }
+    }
+}
+
+impl FromStr for ResourceKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "sandbox" | "sandboxes" | "sbx" | "s" => Ok(Self::Sandbox),
+            "image" | "images" | "img" => Ok(Self::Image),
+            "node" | "nodes" | "n" => Ok(Self::Node),
+            _ => Err(format!("{text:?} is no kind of object: there are sandbox, image and node")),
+        }
+    }
+}
+
+/// One object: `KIND/NAME`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ObjectReference {
+    pub(crate) kind: ResourceKind,
+    pub(crate) name: String,
+}
+
+impl FromStr for ObjectReference {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('/') {
+            Some((kind, name)) if !name.is_empty() => {
+                Ok(Self { kind: kind.parse()?, name: name.to_owned() })
+            }
+            _ => Err(format!("write KIND/NAME, for example sandbox/{}", text.trim_end_matches('/'))),
+        }
+    }
+}
+
+/// All objects of a kind, or one: `KIND` or `KIND/NAME`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ObjectSelector {
+    pub(crate) kind: ResourceKind,
+    pub(crate) name: Option<String>,
+}
+
+impl FromStr for ObjectSelector {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('/') {
+            None => Ok(Self { kind: text.parse()?, name: None }),
+            Some((kind, "")) => Err(format!("{kind}/ names no object: write {kind} for all of them")),
+            Some((kind, name)) => Ok(Self { kind: kind.parse()?, name: Some(name.to_owned()) }),
+        }
+    }
+}
+
+/// Formats of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ListFormat {
+    /// A table with the most important columns
+    Table,
+    /// A table with all columns
+    Wide,
+    /// JSON, as the API has it
+    Json,
+    /// YAML, as the API has it
+    Yaml,
+}
+
+/// Formats of what is no list of objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlainFormat {
+    /// For people
+    Text,
+    /// JSON
+    Json,
+}
+
+/// When to ask the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PullPolicy {
+    /// When the image is not here
+    Missing,
+    /// Each time
+    Always,
+    /// Never: fail when the image is not here
+    Never,
+}
+
+impl PullPolicy {
+    /// The word in manifests.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+}
+
+/// What can be waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WaitCondition {
+    /// Its command was started (and may have ended since)
+    Running,
+    /// Running, and its probe, if any, has passed
+    Ready,
+    /// All its containers ended with exit code 0
+    Succeeded,
+    /// It failed
+    Failed,
+    /// It is gone
+    Deleted,
+}
+
+impl WaitCondition {
+    /// The word on the command line.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Ready => "ready",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// Reads `30s`, `5m`, `1h30m`, `250ms`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration: write for example 250ms, 30s, 5m or 1h30m");
+    let signed: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
+    Duration::try_from(signed).map_err(|_| wrong())
+}
+
+/// Reads `KEY=VALUE`, or `KEY` for its value in this process's environment.
+pub(crate) fn environment_entry(text: &str) -> Result<String, String> {
+    let (key, given) = match text.split_once('=') {
+        Some((key, _)) => (key, true),
+        None => (text, false),
+    };
+    if key.is_empty() {
+        return Err("write KEY=VALUE".to_owned());
+    }
+    if given {
+        return Ok(text.to_owned());
+    }
+    match std::env::var(key) {
+        Ok(value) => Ok(format!("{key}={value}")),
+        Err(_) => Err(format!("{key} is not set here: write {key}=VALUE")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_name_a_kind_and_an_object() {
+        let reference: ObjectReference = "sbx/a.b-c".parse().unwrap();
+        assert_eq!((reference.kind, reference.name.as_str()), (ResourceKind::Sandbox, "a.b-c"));
+        let image: ObjectReference = "image/registry.example:5000/team/app:1".parse().unwrap();
+        assert_eq!(image.name, "registry.example:5000/team/app:1");
+        for wrong in ["", "work", "sandbox/", "pod/work"] {
+            assert!(wrong.parse::<ObjectReference>().is_err(), "{wrong}");
+        }
+        assert!("work".parse::<ObjectReference>().unwrap_err().contains("sandbox/work"));
+    }
+
+    #[test]
+    fn durations_need_a_unit_and_are_not_negative() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        for wrong in ["", "10", "-5s", "soon"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_environment_entry_has_a_key() {
+        assert_eq!(environment_entry("A=b=c").as_deref(), Ok("A=b=c"));
+        assert!(environment_entry("=b").is_err());
+        assert!(environment_entry("SURELY_NOT_SET_ANYWHERE").is_err());
+    }
+}

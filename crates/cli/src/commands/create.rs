@@ -1,0 +1,93 @@
+//! `atoll create`: sandboxes from manifest files. All files are read before the first sandbox is created.
+
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use atoll_wire::rest::{Sandbox, SandboxEnvelope};
+use serde_json::Value;
+
+use super::{FAILURE, Outcome, SUCCESS, connect};
+use crate::args::{ConnectionArgs, CreateArgs, PlainFormat};
+use crate::client::{Client, ClientError, with_query};
+use crate::manifest::{MAX_FILE_BYTES, documents};
+use crate::output;
+
+/// How long `--wait` waits for each sandbox, at most: the longest that the server offers.
+const WAIT_LIMIT: Duration = Duration::from_secs(600);
+
+/// Creates what the files say; goes on after a refusal, and fails at the end then.
+pub(super) async fn create(args: CreateArgs, connection: &ConnectionArgs) -> Outcome {
+    let mut manifests = Vec::new();
+    for path in &args.filename {
+        let name = path.display().to_string();
+        for (index, document) in documents(&name, &read(path)?)?.into_iter().enumerate() {
+            manifests.push((format!("{name}, document {}", index + 1), document));
+        }
+    }
+    let client = connect(connection)?;
+    let mut created = Vec::new();
+    let mut code = SUCCESS;
+    for (origin, manifest) in manifests {
+        let result = post(&client, &manifest).await;
+        match result {
+            Ok(sandbox) => {
+                if args.output == PlainFormat::Text {
+                    output::print(&format!("sandbox/{} created\n", sandbox.id))?;
+                }
+                created.push(sandbox);
+            }
+            Err(error @ ClientError::Refused { .. }) => {
+                output::error(&anyhow::Error::new(error).context(origin));
+                code = FAILURE;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if args.wait {
+        for sandbox in &mut created {
+            *sandbox = wait_until_ready(&client, &sandbox.id).await?;
+            if !sandbox.status.ready {
+                code = FAILURE;
+                let why = sandbox.status.last_error.as_deref().unwrap_or("it has ended");
+                output::warn(&format!("sandbox/{} is not ready: {why}", sandbox.id));
+            }
+        }
+    }
+    if args.output == PlainFormat::Json {
+        output::print_json(&serde_json::json!({ "items": created }))?;
+    }
+    Ok(code)
+}
+
+async fn post(client: &Client, manifest: &Value) -> Result<Sandbox, ClientError> {
+    let envelope: SandboxEnvelope = client.post("/api/v1/sandboxes", manifest).await?;
+    Ok(envelope.sandbox)
+}
+
+async fn wait_until_ready(client: &Client, name: &str) -> Result<Sandbox, ClientError> {
+    let seconds = WAIT_LIMIT.as_secs().to_string();
+    let path = with_query(
+        &crate::client::sandbox_path(name),
+        &[("wait", Some("ready")), ("timeout_seconds", Some(&seconds))],
+    );
+    let envelope: SandboxEnvelope = client.get(&path).await?;
+    Ok(envelope.sandbox)
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    let name = path.display();
+    let read = if path == Path::new("-") {
+        std::io::stdin().lock().take(MAX_FILE_BYTES + 1).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(path)
+            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text))
+    };
+    let bytes = read.with_context(|| format!("cannot read {name}"))?;
+    if u64::try_from(bytes).is_ok_and(|bytes| bytes > MAX_FILE_BYTES) {
+        anyhow::bail!("{name} is larger than {} MiB: no manifest is", MAX_FILE_BYTES >> 20);
+    }
+    Ok(text)
+}

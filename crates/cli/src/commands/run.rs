@@ -1,0 +1,208 @@
+//! `atoll run`: a new sandbox for one command, with its input, output and exit code.
+//!
+//! The sandbox is created and attached to; all output comes from its beginning (`await_attach`). Unless kept it is deleted when the
+//! command has ended or the user ends this process; when this process is killed, the server deletes it `DETACH_TTL_SECONDS` later.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use atoll_wire::rest::{
+    AttachRequest, ContainerSpec, CreateSandbox, Metadata, ResourceSpec, Sandbox, SandboxSpec,
+    StopSandbox,
+};
+use reqwest::Method;
+
+use super::exec::{NOT_BEGUN, explain, not_begun, with_terminal_kind};
+use super::{Outcome, connect, exit_code};
+use crate::args::{ConnectionArgs, PullPolicy, RunArgs};
+use crate::client::{Client, sandbox_path};
+use crate::output::{self, Spinner};
+use crate::terminal::{self, Session, SessionEnd, SignalPath};
+
+/// Seconds that a sandbox outlives a client that was killed. Guess: long enough for a server to restart meanwhile.
+const DETACH_TTL_SECONDS: u32 = 15;
+/// The one container's name.
+const CONTAINER: &str = "main";
+/// Exit code when --timeout ended the command. SOURCE: timeout(1).
+const TIMED_OUT: u8 = 124;
+/// When to tell a person what is being waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Runs a command in a new sandbox.
+pub(super) async fn run(args: RunArgs, connection: &ConnectionArgs) -> Outcome {
+    refuse_network(&args)?;
+    let client = connect(connection)?;
+    let sandbox = match client.create_sandbox(&request(&args)).await {
+        Ok(sandbox) => sandbox,
+        Err(error) => return not_begun(error.into()),
+    };
+    let outcome = attended(&args, &client, &sandbox).await;
+    if args.keep {
+        return outcome;
+    }
+    match client.delete_sandbox(&sandbox.id).await {
+        Ok(()) => outcome,
+        // Its time was over, or somebody else deleted it: gone is what was wanted.
+        Err(error) if error.is_not_found() => outcome,
+        Err(error) => {
+            output::warn(&format!("sandbox/{} could not be deleted: {error}", sandbox.id));
+            outcome
+        }
+    }
+}
+
+/// What needs the network is refused here too, with the flag's own name.
+fn refuse_network(args: &RunArgs) -> anyhow::Result<()> {
+    let flag = match (args.publish.is_empty(), args.egress, args.volume.is_empty()) {
+        (false, _, _) => "-p (published ports)",
+        (_, true, _) => "--egress (connections to the outside)",
+        (_, _, false) => "-v (volumes)",
+        _ => return Ok(()),
+    };
+    anyhow::bail!("{flag} is not yet enforced by this version of atoll, and therefore refused: leave it out")
+}
+
+fn request(args: &RunArgs) -> CreateSandbox {
+    let container = ContainerSpec {
+        name: CONTAINER.to_owned(),
+        image: args.image.clone(),
+        pull: (args.pull != PullPolicy::Missing).then(|| args.pull.name().to_owned()),
+        args: args.command.clone(),
+        env: with_terminal_kind(args.env.clone(), args.tty),
+        work_dir: args.workdir.clone(),
+        user: args.user.clone(),
+        resource: ResourceSpec {
+            cpu: args.cpus.clone(),
+            memory: args.memory.clone(),
+            ephemeral_storage: args.disk.clone(),
+            pids: args.pids,
+        },
+        stdin: args.interactive,
+        tty: args.tty,
+        await_attach: true,
+        ..ContainerSpec::default()
+    };
+    CreateSandbox {
+        id: args.name.clone(),
+        metadata: Metadata::default(),
+        spec: SandboxSpec {
+            class: args.class.clone(),
+            detach_ttl_seconds: (!args.keep).then_some(DETACH_TTL_SECONDS),
+            containers: vec![container],
+            ..SandboxSpec::default()
+        },
+    }
+}
+
+/// Connects to the main process until it ends, the user ends it, or its time is over.
+async fn attended(args: &RunArgs, client: &Client, sandbox: &Sandbox) -> Outcome {
+    let request = AttachRequest {
+        container: None,
+        from_start: true,
+        stdin: args.interactive,
+        size: args.tty.then(terminal::size).flatten(),
+    };
+    let path = format!("{}/attach", sandbox_path(&sandbox.id));
+    let connection = match client.process(&path, &request).await {
+        Ok(connection) => connection,
+        Err(error) => return why_not_begun(client, sandbox, error.into()).await,
+    };
+    let session = Session {
+        connection,
+        stdin: args.interactive,
+        tty: args.tty,
+        detach_keys: args.keep,
+        signals: SignalPath::Request {
+            client: client.clone(),
+            name: sandbox.id.clone(),
+            container: None,
+        },
+    };
+    let waiting = tokio::spawn(tell_what_is_awaited(client.clone(), sandbox.id.clone()));
+    let told = waiting.abort_handle();
+    let running = session.run(move || told.abort());
+    let end = match args.timeout {
+        Some(limit) => tokio::time::timeout(limit, running).await,
+        None => Ok(running.await),
+    };
+    waiting.abort();
+    match end {
+        Ok(end) => outcome(end?, args, client, sandbox).await,
+        Err(_) => {
+            if args.keep {
+                stop(client, sandbox).await?;
+            }
+            output::error(&anyhow::anyhow!("its time (--timeout) is over: it was ended"));
+            Ok(TIMED_OUT)
+        }
+    }
+}
+
+async fn outcome(end: SessionEnd, args: &RunArgs, client: &Client, sandbox: &Sandbox) -> Outcome {
+    match end {
+        SessionEnd::Exited { code, reason } => {
+            explain(reason.as_deref());
+            Ok(exit_code(code))
+        }
+        SessionEnd::StartFailed { code, message } => {
+            output::error(&anyhow::anyhow!(message));
+            Ok(exit_code(code))
+        }
+        SessionEnd::Failed { message } => {
+            why_not_begun(client, sandbox, anyhow::anyhow!(message)).await
+        }
+        SessionEnd::Lost(error) => why_not_begun(client, sandbox, error.into()).await,
+        SessionEnd::Detached => {
+            output::note(&format!("sandbox/{} goes on: `atoll attach {}`", sandbox.id, sandbox.id));
+            Ok(super::SUCCESS)
+        }
+        SessionEnd::Signalled(signal) => {
+            if args.keep {
+                stop(client, sandbox).await?;
+            }
+            Ok(exit_code(128 + signal))
+        }
+        SessionEnd::Output(error) => Err(output::output_error(error)),
+    }
+}
+
+/// The sandbox's own account of what went wrong is better than the stream's, where there is one.
+async fn why_not_begun(client: &Client, sandbox: &Sandbox, error: anyhow::Error) -> Outcome {
+    let status = match client.sandbox(&sandbox.id).await {
+        Ok(sandbox) => sandbox.status,
+        Err(_) => return not_begun(error),
+    };
+    let ended = status.containers.first().and_then(|container| container.exit_code);
+    match (status.last_error, ended) {
+        (Some(message), code) => {
+            output::error(&anyhow::anyhow!(message));
+            Ok(code.map_or(NOT_BEGUN, exit_code))
+        }
+        (None, Some(code)) => {
+            output::warn(&format!("the connection to its output was lost: {error}"));
+            Ok(exit_code(code))
+        }
+        (None, None) => not_begun(error),
+    }
+}
+
+async fn stop(client: &Client, sandbox: &Sandbox) -> anyhow::Result<()> {
+    let path = format!("{}/stop", sandbox_path(&sandbox.id));
+    client
+        .send(client.request(Method::POST, &path).json(&StopSandbox::default()))
+        .await
+        .with_context(|| format!("cannot stop sandbox/{}", sandbox.id))?;
+    Ok(())
+}
+
+/// After a while, shows what the sandbox waits for; ends when aborted.
+async fn tell_what_is_awaited(client: Client, name: String) {
+    tokio::time::sleep(PATIENCE).await;
+    let spinner = Spinner::new(&format!("sandbox/{name} is being created"));
+    loop {
+        if let Some(message) = super::events::latest_message(&client, &name).await {
+            spinner.set(&message);
+        }
+        tokio::time::sleep(PATIENCE).await;
+    }
+}

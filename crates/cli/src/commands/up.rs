@@ -1,0 +1,97 @@
+//! `atoll up`: serves in the foreground, or starts a process that does and returns once it serves.
+
+use std::path::Path;
+
+use anyhow::Context;
+use atoll_server::{DataDir, ServerConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{Outcome, SUCCESS, detached};
+use crate::args::{ConnectionArgs, UpArgs};
+use crate::output;
+
+/// Environment variable with the log filter. SOURCE: the syntax of tracing-subscriber's `EnvFilter`.
+const LOG_VARIABLE: &str = "ATOLL_LOG";
+/// What is logged when nothing else is said.
+const DEFAULT_LOG: &str = "info";
+
+/// Starts atoll.
+pub(super) fn up(args: &UpArgs, connection: &ConnectionArgs) -> Outcome {
+    if args.detach {
+        let serving = detached::start(&connection.data_dir, &args.listen)?;
+        output::print(&format!(
+            "atoll serves at {} (data directory {}, pid {})\n",
+            serving.address,
+            connection.data_dir.display(),
+            serving.pid
+        ))?;
+        return Ok(SUCCESS);
+    }
+    if !args.detached {
+        return serve(args, &connection.data_dir, false);
+    }
+    serve(args, &connection.data_dir, true).inspect_err(detached::tell_failure)
+}
+
+fn serve(args: &UpArgs, data_dir: &Path, detached: bool) -> Outcome {
+    begin_logging();
+    // Locked before anything else touches it: two servers never share a directory.
+    let locked = DataDir::open(data_dir)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the server's threads")?;
+    runtime.block_on(serve_until_told(args, locked, detached))?;
+    Ok(SUCCESS)
+}
+
+async fn serve_until_told(args: &UpArgs, data_dir: DataDir, detached: bool) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let directory = data_dir.path().to_owned();
+    let on_serving: Box<dyn FnOnce(&str) + Send> = if detached {
+        Box::new(detached::tell_serving)
+    } else {
+        Box::new(move |address| {
+            // Nobody may be listening; the server serves all the same.
+            let _ = output::print(&format!(
+                "atoll serves at {address} (data directory {})\n",
+                directory.display()
+            ));
+        })
+    };
+    let config = ServerConfig {
+        data_dir,
+        listen: args.listen.clone(),
+        node_name: node_name(),
+        runtimes: Vec::new(),
+        missing_classes: Vec::new(),
+        images: super::node::images(),
+        concurrent_launches: None,
+        on_serving: Some(on_serving),
+    };
+    atoll_server::run(config, stop).await?;
+    Ok(())
+}
+
+/// This machine's host name.
+fn node_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn begin_logging() {
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| DEFAULT_LOG.into());
+    // Fails only when there is a subscriber already, which is as good.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(output::stderr_is_terminal())
+        .try_init();
+}

@@ -1,0 +1,85 @@
+//! Manifest files: several YAML or JSON documents in one text, each turned into the JSON that the server reads.
+//!
+//! Whether a document is a good manifest is the server's to say; here it only has to be a document.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Largest file that is read: far more than a manifest needs, less than the server would refuse anyway.
+pub(crate) const MAX_FILE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Why a text is no manifest file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ManifestError {
+    /// Neither YAML nor JSON.
+    #[error("{source_name}, document {document}: {message}")]
+    Syntax {
+        /// The file.
+        source_name: String,
+        /// Which document, from 1.
+        document: usize,
+        /// What is wrong, and where.
+        message: String,
+    },
+    /// A list, a number, a text.
+    #[error("{source_name}, document {document}: is no manifest: it should begin with 'kind: Sandbox'")]
+    NotAnObject {
+        /// The file.
+        source_name: String,
+        /// Which document, from 1.
+        document: usize,
+    },
+    /// No document at all.
+    #[error("{source_name}: is empty")]
+    Empty {
+        /// The file.
+        source_name: String,
+    },
+}
+
+/// The documents of a text, empty ones left out.
+pub(crate) fn documents(source_name: &str, text: &str) -> Result<Vec<Value>, ManifestError> {
+    let mut found = Vec::new();
+    for (index, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
+        let value = Value::deserialize(document).map_err(|error| ManifestError::Syntax {
+            source_name: source_name.to_owned(),
+            document: index + 1,
+            message: error.to_string(),
+        })?;
+        match value {
+            Value::Null => {}
+            Value::Object(_) => found.push(value),
+            _ => {
+                return Err(ManifestError::NotAnObject {
+                    source_name: source_name.to_owned(),
+                    document: index + 1,
+                });
+            }
+        }
+    }
+    if found.is_empty() {
+        return Err(ManifestError::Empty { source_name: source_name.to_owned() });
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_may_hold_several_documents_in_either_form() {
+        let found = documents("f", "kind: Sandbox\nid: a\n---\n\n---\n{\"kind\": \"Sandbox\", \"id\": \"b\"}\n")
+            .unwrap();
+        let ids: Vec<_> = found.iter().map(|value| value["id"].as_str().unwrap()).collect();
+        assert_eq!(ids, ["a", "b"]);
+    }
+
+    #[test]
+    fn what_is_no_manifest_is_refused_by_document() {
+        let error = documents("f.yaml", "kind: Sandbox\n---\nkind: [\n").unwrap_err().to_string();
+        assert!(error.starts_with("f.yaml, document 2: "), "{error}");
+        assert!(matches!(documents("f", "- a"), Err(ManifestError::NotAnObject { .. })));
+        assert!(matches!(documents("f", "# nothing\n"), Err(ManifestError::Empty { .. })));
+    }
+}
