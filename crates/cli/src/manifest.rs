@@ -22,7 +22,9 @@ pub(crate) enum ManifestError {
         message: String,
     },
     /// A list, a number, a text.
-    #[error("{source_name}, document {document}: is no manifest: it should begin with 'kind: Sandbox'")]
+    #[error(
+        "{source_name}, document {document}: is no manifest: it should begin with 'kind: Sandbox'"
+    )]
     NotAnObject {
         /// The file.
         source_name: String,
@@ -69,8 +71,11 @@ mod tests {
 
     #[test]
     fn a_file_may_hold_several_documents_in_either_form() {
-        let found = documents("f", "kind: Sandbox\nid: a\n---\n\n---\n{\"kind\": \"Sandbox\", \"id\": \"b\"}\n")
-            .unwrap();
+        let found = documents(
+            "f",
+            "kind: Sandbox\nid: a\n---\n\n---\n{\"kind\": \"Sandbox\", \"id\": \"b\"}\n",
+        )
+        .unwrap();
         let ids: Vec<_> = found.iter().map(|value| value["id"].as_str().unwrap()).collect();
         assert_eq!(ids, ["a", "b"]);
     }

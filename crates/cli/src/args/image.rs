@@ -82,8 +82,10 @@ pub(crate) struct ImageGcArgs {
 
 /// Flags of `atoll login`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "The password is asked for without echo, or read from standard input with --password-stdin. It is kept by the \
-server, readable by root alone, and never shown again.")]
+#[command(
+    after_help = "The password is asked for without echo, or read from standard input with --password-stdin. It is kept by the \
+server, readable by root alone, and never shown again."
+)]
 pub(crate) struct LoginArgs {
     /// The registry, HOST or HOST:PORT
     pub(crate) registry: String,

@@ -10,8 +10,10 @@ use super::values::{PlainFormat, duration};
 
 /// Flags of `atoll up`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Sandboxes go on when this process ends, and are found again by the next `atoll up` with the same data \
-directory. `atoll down` ends them.")]
+#[command(
+    after_help = "Sandboxes go on when this process ends, and are found again by the next `atoll up` with the same data \
+directory. `atoll down` ends them."
+)]
 pub(crate) struct UpArgs {
     /// Where the API listens, on this machine only: ADDR:PORT (port 0 takes any free port) or unix:/PATH
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8082")]

@@ -11,7 +11,8 @@ use super::values::{
 
 /// Flags of `atoll create`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "A file may hold several YAML documents, separated by '---', or JSON. A manifest:
+#[command(
+    after_help = "A file may hold several YAML documents, separated by '---', or JSON. A manifest:
 
   apiVersion: sandboxd.o/v1
   kind: Sandbox
@@ -21,7 +22,8 @@ use super::values::{
       - name: main
         image: busybox
         args: [sleep, '3600']
-        resource: {cpu: 500m, memory: 256Mi}")]
+        resource: {cpu: 500m, memory: 256Mi}"
+)]
 pub(crate) struct CreateArgs {
     /// Manifest files; - is standard input
     #[arg(short, long = "filename", value_name = "FILE", required = true)]
@@ -62,9 +64,11 @@ pub(crate) struct DescribeArgs {
 
 /// Flags of `atoll wait`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Fails with exit code 1 when the time is over, or when the state can no longer be reached.
+#[command(
+    after_help = "Fails with exit code 1 when the time is over, or when the state can no longer be reached.
 
-Example: atoll wait sandbox/work --for ready --timeout 30s")]
+Example: atoll wait sandbox/work --for ready --timeout 30s"
+)]
 pub(crate) struct WaitArgs {
     /// The object
     #[arg(value_name = "KIND/NAME")]

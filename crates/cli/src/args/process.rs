@@ -139,8 +139,10 @@ pub(crate) struct ExecArgs {
 
 /// Flags of `atoll attach`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Ends with the main process's exit code when that ends. Ctrl-C leaves the sandbox running (with a \
-terminal: press Ctrl-P, then Ctrl-Q).")]
+#[command(
+    after_help = "Ends with the main process's exit code when that ends. Ctrl-C leaves the sandbox running (with a \
+terminal: press Ctrl-P, then Ctrl-Q)."
+)]
 pub(crate) struct AttachArgs {
     /// Pass standard input on, where the sandbox was created to take it
     #[arg(short, long)]

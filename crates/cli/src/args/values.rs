@@ -55,7 +55,9 @@ impl FromStr for ObjectReference {
             Some((kind, name)) if !name.is_empty() => {
                 Ok(Self { kind: kind.parse()?, name: name.to_owned() })
             }
-            _ => Err(format!("write KIND/NAME, for example sandbox/{}", text.trim_end_matches('/'))),
+            _ => {
+                Err(format!("write KIND/NAME, for example sandbox/{}", text.trim_end_matches('/')))
+            }
         }
     }
 }
@@ -73,7 +75,9 @@ impl FromStr for ObjectSelector {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('/') {
             None => Ok(Self { kind: text.parse()?, name: None }),
-            Some((kind, "")) => Err(format!("{kind}/ names no object: write {kind} for all of them")),
+            Some((kind, "")) => {
+                Err(format!("{kind}/ names no object: write {kind} for all of them"))
+            }
             Some((kind, name)) => Ok(Self { kind: kind.parse()?, name: Some(name.to_owned()) }),
         }
     }

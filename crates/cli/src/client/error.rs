@@ -30,7 +30,9 @@ pub(crate) enum ClientError {
         body: ErrorBody,
     },
     /// The answer makes no sense.
-    #[error("atoll's answer cannot be understood ({message}): is it of another version than this client?")]
+    #[error(
+        "atoll's answer cannot be understood ({message}): is it of another version than this client?"
+    )]
     Answer {
         /// What is wrong with it.
         message: String,
@@ -53,7 +55,11 @@ impl ClientError {
     }
 
     pub(super) fn transport(instance: &Instance, error: &reqwest::Error) -> Self {
-        if error.is_connect() { Self::unreachable(instance, error) } else { Self::broken(instance, error) }
+        if error.is_connect() {
+            Self::unreachable(instance, error)
+        } else {
+            Self::broken(instance, error)
+        }
     }
 
     pub(super) fn unreachable(instance: &Instance, error: &dyn std::error::Error) -> Self {

@@ -6,9 +6,7 @@ mod process;
 
 use std::time::Duration;
 
-use atoll_wire::rest::{
-    CreateSandbox, Deleted, Items, Sandbox, SandboxEnvelope,
-};
+use atoll_wire::rest::{CreateSandbox, Deleted, Items, Sandbox, SandboxEnvelope};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -77,8 +75,10 @@ impl Client {
         request: RequestBuilder,
     ) -> Result<T, ClientError> {
         let response = self.send(request).await?;
-        let body =
-            response.bytes().await.map_err(|error| ClientError::transport(&self.instance, &error))?;
+        let body = response
+            .bytes()
+            .await
+            .map_err(|error| ClientError::transport(&self.instance, &error))?;
         serde_json::from_slice(&body).map_err(|error| ClientError::answer(&error))
     }
 

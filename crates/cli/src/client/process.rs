@@ -72,10 +72,7 @@ impl Client {
             .await
             .map_err(|error| from_websocket(&instance, error))?;
         let text = serde_json::to_string(first).map_err(|error| ClientError::setup(&error))?;
-        socket
-            .send(Message::text(text))
-            .await
-            .map_err(|error| from_websocket(&instance, error))?;
+        socket.send(Message::text(text)).await.map_err(|error| from_websocket(&instance, error))?;
         let (sink, stream) = socket.split();
         Ok(ProcessConnection {
             input: ProcessInput { sink, instance: instance.clone() },

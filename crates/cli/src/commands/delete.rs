@@ -69,7 +69,9 @@ async fn all_of(client: &Client, kind: ResourceKind) -> anyhow::Result<Vec<Objec
                 .map(|image| image.references.into_iter().next().unwrap_or(image.digest))
                 .collect()
         }
-        ResourceKind::Node => anyhow::bail!("this machine cannot be deleted: end it with `atoll down`"),
+        ResourceKind::Node => {
+            anyhow::bail!("this machine cannot be deleted: end it with `atoll down`")
+        }
     };
     Ok(names.into_iter().map(|name| ObjectReference { kind, name }).collect())
 }

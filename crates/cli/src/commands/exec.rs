@@ -65,9 +65,13 @@ pub(super) fn not_begun(error: anyhow::Error) -> Outcome {
 /// Says why a process ended, where its exit code alone would mislead.
 pub(super) fn explain(reason: Option<&str>) {
     let text = match reason {
-        Some("OutOfMemory") => "it reached its memory limit and was ended: give it more with --memory",
+        Some("OutOfMemory") => {
+            "it reached its memory limit and was ended: give it more with --memory"
+        }
         Some("PidsLimit") => "it reached its limit of processes: give it more with --pids",
-        Some("HostPidsBackstop") => "the sandbox reached the host's limit of threads for its kernel",
+        Some("HostPidsBackstop") => {
+            "the sandbox reached the host's limit of threads for its kernel"
+        }
         Some("GuestDied") => "atoll's first process in the container died, and the command with it",
         Some("SentryDied") => "the sandbox's kernel (gVisor) died, and the command with it",
         Some("Unknown") => "nobody saw how it ended: its exit code is not known",

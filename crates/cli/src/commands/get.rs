@@ -35,7 +35,11 @@ pub(super) async fn get(args: GetArgs, connection: &ConnectionArgs) -> Outcome {
         (ResourceKind::Node, name) => {
             let node: NodeInfo = client.get("/api/v1/node").await?;
             if let Some(name) = name {
-                anyhow::ensure!(*name == node.id, "there is no node {name:?}: this one is {:?}", node.id);
+                anyhow::ensure!(
+                    *name == node.id,
+                    "there is no node {name:?}: this one is {:?}",
+                    node.id
+                );
             }
             match name {
                 Some(_) => show_one(node, args.output, node_table),
@@ -69,7 +73,11 @@ pub(super) fn show_list<T: Serialize>(
     Ok(SUCCESS)
 }
 
-fn show_one<T: Serialize>(object: T, format: ListFormat, table: fn(&[T], bool) -> Table) -> Outcome {
+fn show_one<T: Serialize>(
+    object: T,
+    format: ListFormat,
+    table: fn(&[T], bool) -> Table,
+) -> Outcome {
     match format {
         ListFormat::Json => output::print_json(&object)?,
         ListFormat::Yaml => output::print_yaml(&object)?,
@@ -100,7 +108,9 @@ async fn watch(client: &Client, args: &GetArgs) -> Outcome {
         let Some(sandbox) = &event.object else { continue };
         match args.output {
             ListFormat::Json => output::print_json_line(&event)?,
-            ListFormat::Yaml => output::print(&format!("---\n{}", serde_yaml_ng::to_string(&event)?))?,
+            ListFormat::Yaml => {
+                output::print(&format!("---\n{}", serde_yaml_ng::to_string(&event)?))?
+            }
             ListFormat::Table | ListFormat::Wide => {
                 let mut shown = sandbox.clone();
                 if event.kind == "DELETED" {
@@ -130,8 +140,19 @@ pub(super) fn phase_colour(phase: &str) -> Colour {
 fn sandbox_table(sandboxes: &[Sandbox], wide: bool) -> Table {
     let mut table = if wide {
         Table::new(&[
-            "NAME", "PHASE", "READY", "CLASS", "IMAGE", "EXIT", "AGE", "UID", "NODE", "IP",
-            "EXPIRES", "REASON", "LAST ERROR",
+            "NAME",
+            "PHASE",
+            "READY",
+            "CLASS",
+            "IMAGE",
+            "EXIT",
+            "AGE",
+            "UID",
+            "NODE",
+            "IP",
+            "EXPIRES",
+            "REASON",
+            "LAST ERROR",
         ])
     } else {
         Table::new(&["NAME", "PHASE", "READY", "CLASS", "IMAGE", "EXIT", "AGE"])
@@ -197,7 +218,16 @@ fn exit_codes(sandbox: &Sandbox) -> String {
 /// A table of images.
 pub(super) fn image_table(images: &[ImageInfo], wide: bool) -> Table {
     let mut table = if wide {
-        Table::new(&["REFERENCE", "DIGEST", "PLATFORM", "SIZE", "LAYERS", "USED BY", "LAST USED", "AGE"])
+        Table::new(&[
+            "REFERENCE",
+            "DIGEST",
+            "PLATFORM",
+            "SIZE",
+            "LAYERS",
+            "USED BY",
+            "LAST USED",
+            "AGE",
+        ])
     } else {
         Table::new(&["REFERENCE", "DIGEST", "SIZE", "USED BY", "AGE"])
     };

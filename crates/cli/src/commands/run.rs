@@ -59,7 +59,9 @@ fn refuse_network(args: &RunArgs) -> anyhow::Result<()> {
         (_, _, false) => "-v (volumes)",
         _ => return Ok(()),
     };
-    anyhow::bail!("{flag} is not yet enforced by this version of atoll, and therefore refused: leave it out")
+    anyhow::bail!(
+        "{flag} is not yet enforced by this version of atoll, and therefore refused: leave it out"
+    )
 }
 
 fn request(args: &RunArgs) -> CreateSandbox {

@@ -235,8 +235,7 @@ fn end_by(number: i32, path: &SignalPath) -> SessionEnd {
 /// Sends the signal by a request, without waiting for the answer.
 fn forward(number: i32, path: &SignalPath) {
     if let SignalPath::Request { client, name, container } = path {
-        let body =
-            SignalSandbox { container: container.clone(), signal: number, everyone: false };
+        let body = SignalSandbox { container: container.clone(), signal: number, everyone: false };
         let client = client.clone();
         let path = format!("{}/signal", sandbox_path(name));
         tokio::spawn(async move {
@@ -277,7 +276,9 @@ async fn pump_output(
                         started();
                     }
                 }
-                StreamMessage::Exited { code, reason } => break SessionEnd::Exited { code, reason },
+                StreamMessage::Exited { code, reason } => {
+                    break SessionEnd::Exited { code, reason };
+                }
                 StreamMessage::StartFailed { code, message } => {
                     break SessionEnd::StartFailed { code, message };
                 }
