@@ -18,7 +18,7 @@ impl Instance {
     fn new() -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() {
-            println!("skipped: control groups need root");
+            println!("SKIPPED: container/cgroup: control groups need root");
             return None;
         }
         let layout = CgroupLayout::detect().unwrap();
@@ -26,7 +26,7 @@ impl Instance {
         match CgroupRoot::open(&layout, &name) {
             Ok(root) => Some(Self(root)),
             Err(error @ CgroupError::Missing { .. }) => {
-                println!("skipped: {error}");
+                println!("SKIPPED: container/cgroup: {error}");
                 None
             }
             Err(error) => panic!("{error}: {error:?}"),
@@ -139,7 +139,7 @@ fn killing_one_by_one_works_on_kernels_without_cgroup_kill() {
 fn the_v1_freezer_freezes_kills_and_tells_emptiness() {
     let mut layout = CgroupLayout::detect().unwrap();
     if layout.freezer.is_none() || !rustix::process::geteuid().is_root() {
-        println!("skipped: needs root and a v1 freezer");
+        println!("SKIPPED: sys/v1-freezer: needs root and a v1 freezer");
         return;
     }
     layout.unified = None;

@@ -18,7 +18,7 @@ fn usable() -> Option<tempfile::TempDir> {
     match detect(dir.path()) {
         DiskBackend::LoopExt4 => Some(dir),
         DiskBackend::Unsupported(error) => {
-            println!("skipped: {error}: {error:?}");
+            println!("SKIPPED: container/disk-image: {error}: {error:?}");
             None
         }
     }
@@ -40,7 +40,7 @@ fn detached_in_the_end(image: &Path) -> bool {
 fn a_template_is_made_once_and_copied_sparsely() {
     let dir = tempfile::tempdir().unwrap();
     if !Path::new("/usr/sbin/mkfs.ext4").exists() && !Path::new("/sbin/mkfs.ext4").exists() {
-        println!("skipped: mkfs.ext4 is not installed");
+        println!("SKIPPED: container/disk-image: mkfs.ext4 is not installed");
         return;
     }
     let template = TemplateImage::prepare(dir.path(), SIZE_BYTES + 17).unwrap();

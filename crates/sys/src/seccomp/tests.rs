@@ -253,7 +253,7 @@ fn ordinary_programs_run_under_the_filter() {
                 assert!(output.status.success(), "{program}: {complained}");
                 assert_eq!(said, expected, "{program}: {complained}");
             }
-            Err(error) => println!("skipped: {program}: {error}"),
+            Err(error) => println!("SKIPPED: sys/filtered-program: {program}: {error}"),
         }
     }
 }
