@@ -12,6 +12,7 @@ pub mod forking;
 pub mod loop_device;
 pub mod mount;
 pub mod packet;
+pub mod placed_child;
 pub mod process;
 pub mod seccomp;
 pub mod user_namespace;

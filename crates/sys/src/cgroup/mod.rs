@@ -286,6 +286,16 @@ impl Cgroup {
         Ok(())
     }
 
+    /// `cgroup.procs` of each hierarchy, the killing one first, open for writing: who writes "0" enters the group.
+    pub fn open_procs(&self) -> Result<Vec<OwnedFd>, CgroupError> {
+        let open = |group: &&Group| {
+            let path = group.file("cgroup.procs");
+            rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|source| CgroupError::io("open", path, source))
+        };
+        self.groups.distinct().iter().map(open).collect()
+    }
+
     /// The v2 directory for clone3's CLONE_INTO_CGROUP; `None` on a host without a v2 mount.
     pub fn v2_fd(&self) -> Result<Option<OwnedFd>, CgroupError> {
         let core = &self.groups.core;

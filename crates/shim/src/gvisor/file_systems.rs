@@ -1,0 +1,177 @@
+//! The file systems of a sandbox as the processes of runsc see them: a mount namespace of their own with each container's disk and,
+//! over its layers, its root.
+//!
+//! Owns the mounts, which no other process of the host sees, and the directory `gvisor` of the sandbox's directory where they stand. Never
+//! follows a link of an image: what an image can name is opened only within its own root.
+
+use std::ffi::CString;
+use std::fs::{self, DirBuilder};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use atoll_sys::placed_child::enter_private_mount_namespace;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::mount::{MountFlags, MoveMountFlags, UnmountFlags, mount, move_mount, unmount};
+
+use crate::engine::EngineError;
+
+/// What gVisor releases before 2025 take for a sign of the host's network namespace.
+const PROC_SYS_NET: &str = "/proc/sys/net";
+
+/// Where a container's files stand, in the private mount namespace.
+#[derive(Debug, Clone)]
+pub(super) struct ContainerDirectory {
+    path: PathBuf,
+}
+
+impl ContainerDirectory {
+    /// Below the sandbox's directory; made by [`Self::make`].
+    pub(super) fn new(sandbox: &Path, container: &str) -> Self {
+        Self { path: sandbox.join(container) }
+    }
+
+    /// The directory itself: runsc's bundle.
+    pub(super) fn bundle(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its root file system.
+    pub(super) fn root(&self) -> PathBuf {
+        self.path.join("root")
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.path.join("disk")
+    }
+
+    /// The directory on the disk that may stand at /tmp.
+    pub(super) fn tmp(&self) -> PathBuf {
+        self.disk().join("tmp")
+    }
+
+    /// Makes the directories (mode 0700).
+    ///
+    /// # Errors
+    /// [`EngineError`] with the path.
+    pub(super) fn make(&self) -> Result<(), EngineError> {
+        for path in [self.root(), self.disk()] {
+            make_directory(&path, 0o700)?;
+        }
+        Ok(())
+    }
+
+    /// Mounts the disk and, over the layers, the root.
+    ///
+    /// # Errors
+    /// [`EngineError`] with the path.
+    pub(super) fn mount(&self, disk: &OwnedFd, layers: &[PathBuf]) -> Result<(), EngineError> {
+        let disk_path = self.disk();
+        move_mount(disk, "", CWD, &disk_path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(|errno| failed("mount the disk at", &disk_path, errno))?;
+        for (name, mode) in [("upper", 0o755), ("work", 0o700), ("tmp", 0o1777)] {
+            make_directory(&disk_path.join(name), mode)?;
+        }
+        self.mount_root(layers)
+    }
+
+    fn mount_root(&self, layers: &[PathBuf]) -> Result<(), EngineError> {
+        let (root, upper) = (self.root(), self.disk().join("upper"));
+        if layers.is_empty() {
+            return rustix::mount::mount_bind(&upper, &root)
+                .map_err(|errno| failed("mount the root at", &root, errno));
+        }
+        // Named by descriptor: short, so that all layers fit the one page of mount(2), and without characters that overlayfs
+        // would take for its own.
+        let mut open = Vec::with_capacity(layers.len() + 2);
+        for path in layers.iter().map(PathBuf::as_path).chain([&*upper, &*self.disk().join("work")]) {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let fd = rustix::fs::open(path, flags, Mode::empty())
+                .map_err(|errno| failed("open the layer", path, errno))?;
+            open.push(fd);
+        }
+        let by_descriptor = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let names: Vec<String> = open.iter().map(by_descriptor).collect();
+        let (lower, own) = names.split_at(layers.len());
+        let (upper, work) = (own.first(), own.last());
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={},volatile",
+            lower.join(":"),
+            upper.map_or("", String::as_str),
+            work.map_or("", String::as_str)
+        );
+        let options = CString::new(options).map_err(|error| failed("mount the root at", &root, error))?;
+        mount("overlay", &root, "overlay", MountFlags::NODEV, options.as_c_str())
+            .map_err(|errno| failed("mount an overlay of the image's layers at", &root, errno))
+    }
+
+    /// Whether the image has files of its own in a real directory /tmp. Where it has none, gVisor would put a file system of memory
+    /// there, which no disk limit covers.
+    pub(super) fn image_fills_tmp(&self) -> bool {
+        let Ok(root) = rustix::fs::open(
+            self.root(),
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) else {
+            return false;
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        let Ok(tmp) = rustix::fs::openat2(root, "tmp", flags, Mode::empty(), resolve) else {
+            return false;
+        };
+        let Ok(entries) = rustix::fs::Dir::new(tmp) else { return false };
+        entries.flatten().any(|entry| !matches!(entry.file_name().to_bytes(), b"." | b".."))
+    }
+}
+
+/// Enters the private mount namespace, and hides /proc/sys/net there where this runsc must not see it.
+///
+/// # Errors
+/// [`EngineError`].
+pub(super) fn enter(hide_proc_sys_net: bool) -> Result<(), EngineError> {
+    enter_private_mount_namespace()
+        .map_err(|errno| EngineError::new("make a mount namespace for runsc", errno))?;
+    if !hide_proc_sys_net {
+        return Ok(());
+    }
+    mount("none", PROC_SYS_NET, "tmpfs", MountFlags::RDONLY, None)
+        .map_err(|errno| failed("hide", Path::new(PROC_SYS_NET), errno))
+}
+
+/// Takes the mounts of a container away, whatever is there. The disk's loop device goes with its last mount.
+pub(super) fn unmount_all(directory: &ContainerDirectory) {
+    for path in [directory.root(), directory.disk()] {
+        // Not mounted (half made, or another mount namespace's) is fine: what matters is looked at when the directory is removed.
+        let _ = unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+    }
+}
+
+/// Makes a directory and those above it. The mode is exact for a new one, whatever the umask.
+pub(super) fn make_directory(path: &Path, mode: u32) -> Result<(), EngineError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .and_then(|()| {
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode))
+        })
+        .map_err(|error| failed("make the directory", path, error))
+}
+
+/// Removes a directory tree that has no mounts any more; absent is fine.
+///
+/// # Errors
+/// [`EngineError`] with the path.
+pub(super) fn remove_directory(path: &Path) -> Result<(), EngineError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(failed("remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn failed(operation: &str, path: &Path, error: impl std::fmt::Display) -> EngineError {
+    EngineError::new(format!("{operation} {}", path.display()), error)
+}
