@@ -18,7 +18,7 @@ use atoll_wire::record::ShimRecord;
 /// Why an engine could not do something: goes to the user as the reason of a failed launch.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {operation}: {message}")]
-pub(crate) struct EngineError {
+pub struct EngineError {
     /// What was tried, as a verb with its object.
     pub operation: String,
     /// How it failed, and what to do where that is known.
@@ -49,7 +49,7 @@ pub struct Resources {
 /// The descriptors of a container's first process. They block, and outputs are FIFOs opened for reading and writing, so that the
 /// process never loses its last reader. The engine closes its copies once the process has them.
 #[derive(Debug)]
-pub(crate) struct StandardStreams {
+pub struct StandardStreams {
     /// Descriptor 0: the guest's requests, or the image's own input (`init: image`).
     pub input: OwnedFd,
     /// Descriptor 1: the guest's answers, or the image's own output.
@@ -60,7 +60,7 @@ pub(crate) struct StandardStreams {
 
 /// A container whose first process runs with all isolation and limits in force.
 #[derive(Debug)]
-pub(crate) struct Begun {
+pub struct Begun {
     /// Its first process as the host sees it (engine gvisor: the Sentry).
     pub init: ProcessIdentity,
     /// Becomes readable when the container has ended (a pidfd, where the container has a process of its own on the host).
@@ -69,7 +69,7 @@ pub(crate) struct Begun {
 
 /// What an engine knows about the end of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct EndEvidence {
+pub struct EndEvidence {
     /// How the first process ended, where it is a child that can be waited for. Not reaped yet.
     pub init_exit: Option<Exit>,
     /// The kernel killed something for the memory limit.
@@ -83,7 +83,7 @@ pub(crate) struct EndEvidence {
 }
 
 /// A way of isolating one sandbox.
-pub(crate) trait Engine {
+pub trait Engine {
     /// Makes what the containers share: control group, namespaces, shared memory file systems.
     ///
     /// # Errors
