@@ -1,15 +1,13 @@
-//! Starting a program of the host in a sandbox's control group and network namespace, and the private mount namespace it sees.
+//! Starting a program of the host in a sandbox's control group and network namespace.
 //!
 //! Owns the few steps between fork and exec of such a program. For small single-threaded processes: a process that holds much memory or
 //! many threads asks a spawner instead.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::io::Errno;
-use rustix::mount::{MountPropagationFlags, mount_change};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::cgroup::{Cgroup, CgroupError};
 
@@ -53,7 +51,7 @@ impl Place {
             }
             if let Some(network) = &network {
                 move_into_link_name_space(
-                    std::os::fd::AsFd::as_fd(network),
+                    network.as_fd(),
                     Some(LinkNameSpaceType::Network),
                 )?;
             }
@@ -66,40 +64,37 @@ impl Place {
     }
 }
 
-/// Moves the calling thread, and what it starts from now on, into a mount namespace of its own: the host does not see what is mounted
-/// there, while what the host unmounts disappears there too.
-///
-/// # Errors
-/// The kernel's answer.
-pub fn enter_private_mount_namespace() -> Result<(), Errno> {
-    // SAFETY: a new mount namespace comes with a file system context of the thread's own (current directory, umask), which changes
-    // nothing about memory or descriptors; no code here relies on threads sharing a current directory.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use super::*;
+    use crate::cgroup::{CgroupLayout, CgroupRoot};
 
     #[test]
-    fn what_a_private_namespace_mounts_the_host_does_not_see() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().to_owned();
-        let mountinfo = |of: &str| fs::read_to_string(Path::new("/proc").join(of)).expect("mountinfo");
-        let inside = std::thread::spawn(move || {
-            enter_private_mount_namespace().expect("root may have its own mounts");
-            rustix::mount::mount("none", &path, "tmpfs", rustix::mount::MountFlags::empty(), None)
-                .expect("a tmpfs");
-            mountinfo("thread-self/mountinfo")
+    fn a_program_starts_in_its_group_and_network() {
+        let layout = CgroupLayout::detect().expect("the host's cgroups can be read");
+        let instance = format!("placed-child-test-{}", std::process::id());
+        let root = CgroupRoot::open(&layout, &instance).expect("root may make groups");
+        let group = root.create("0123456789abcdef", None).expect("a new group");
+        let network = std::thread::spawn(|| {
+            crate::clone::unshare(rustix::thread::UnshareFlags::NEWNET).expect("root may");
+            fs::File::open("/proc/thread-self/ns/net").expect("its own namespace").into()
         })
         .join()
         .expect("the thread ends well");
-        let name = directory.path().to_str().expect("plain");
-        assert!(inside.contains(name));
-        assert!(!mountinfo("thread-self/mountinfo").contains(name));
+        let place = Place::new(&group, Some(network)).expect("the group exists");
+        let mut command = Command::new("cat");
+        command.args(["/proc/self/cgroup", "/proc/net/dev"]);
+        place.apply(&mut command).expect("descriptors are left");
+        let output = command.output();
+        drop(place);
+        group.remove().expect("nobody is left in it");
+        root.remove().expect("it is empty");
+        let text = String::from_utf8(output.expect("cat starts").stdout).expect("text");
+        let in_group = |line: &&str| line.ends_with(&format!("/{instance}/0123456789abcdef"));
+        assert!(text.lines().any(|line| in_group(&line)), "{text}");
+        let links = text.lines().filter(|line| line.contains(": ") && line.contains(" 0 ")).count();
+        assert_eq!(links, 1, "a new network namespace has its loopback only: {text}");
     }
 }

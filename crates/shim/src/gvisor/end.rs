@@ -1,7 +1,5 @@
 //! Ending: one container or all, what is known about why, taking over from an earlier shim, and removing every trace.
 
-use std::os::fd::AsFd;
-use std::path::Path;
 use std::time::Duration;
 
 use atoll_sys::process::{self, Exit, ProcessIdentity, ProcessState, Wait};

@@ -4,15 +4,14 @@
 //! Owns the mounts, which no other process of the host sees, and the directory `gvisor` of the sandbox's directory where they stand. Never
 //! follows a link of an image: what an image can name is opened only within its own root.
 
-use std::ffi::CString;
 use std::fs::{self, DirBuilder};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use atoll_sys::placed_child::enter_private_mount_namespace;
+use atoll_sys::mount::{self, Attributes};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use rustix::mount::{MountFlags, MoveMountFlags, UnmountFlags, mount, move_mount, unmount};
+use rustix::thread::UnshareFlags;
 
 use crate::engine::EngineError;
 
@@ -67,7 +66,8 @@ impl ContainerDirectory {
     /// [`EngineError`] with the path.
     pub(super) fn mount(&self, disk: &OwnedFd, layers: &[PathBuf]) -> Result<(), EngineError> {
         let disk_path = self.disk();
-        move_mount(disk, "", CWD, &disk_path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        mount::open_directory(&disk_path)
+            .and_then(|target| mount::attach(disk.as_fd(), target.as_fd()))
             .map_err(|errno| failed("mount the disk at", &disk_path, errno))?;
         for (name, mode) in [("upper", 0o755), ("work", 0o700), ("tmp", 0o1777)] {
             make_directory(&disk_path.join(name), mode)?;
@@ -85,10 +85,9 @@ impl ContainerDirectory {
         // would take for its own.
         let mut open = Vec::with_capacity(layers.len() + 2);
         for path in layers.iter().map(PathBuf::as_path).chain([&*upper, &*self.disk().join("work")]) {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let fd = rustix::fs::open(path, flags, Mode::empty())
+            let layer = mount::open_directory(path)
                 .map_err(|errno| failed("open the layer", path, errno))?;
-            open.push(fd);
+            open.push(layer);
         }
         let by_descriptor = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
         let names: Vec<String> = open.iter().map(by_descriptor).collect();
@@ -100,21 +99,14 @@ impl ContainerDirectory {
             upper.map_or("", String::as_str),
             work.map_or("", String::as_str)
         );
-        let options = CString::new(options).map_err(|error| failed("mount the root at", &root, error))?;
-        mount("overlay", &root, "overlay", MountFlags::NODEV, options.as_c_str())
+        mount::mount_overlay(&root, &options, false)
             .map_err(|errno| failed("mount an overlay of the image's layers at", &root, errno))
     }
 
     /// Whether the image has files of its own in a real directory /tmp. Where it has none, gVisor would put a file system of memory
     /// there, which no disk limit covers.
     pub(super) fn image_fills_tmp(&self) -> bool {
-        let Ok(root) = rustix::fs::open(
-            self.root(),
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        ) else {
-            return false;
-        };
+        let Ok(root) = mount::open_directory(&self.root()) else { return false };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
         let Ok(tmp) = rustix::fs::openat2(root, "tmp", flags, Mode::empty(), resolve) else {
@@ -130,12 +122,16 @@ impl ContainerDirectory {
 /// # Errors
 /// [`EngineError`].
 pub(super) fn enter(hide_proc_sys_net: bool) -> Result<(), EngineError> {
-    enter_private_mount_namespace()
-        .map_err(|errno| EngineError::new("make a mount namespace for runsc", errno))?;
+    let what = "make a mount namespace for runsc";
+    atoll_sys::clone::unshare(UnshareFlags::NEWNS)
+        .map_err(|error| EngineError::new(what, super::told(&error)))?;
+    mount::isolate_propagation(true).map_err(|errno| EngineError::new(what, errno))?;
     if !hide_proc_sys_net {
         return Ok(());
     }
-    mount("none", PROC_SYS_NET, "tmpfs", MountFlags::RDONLY, None)
+    let attributes = Attributes::MOUNT_ATTR_RDONLY | Attributes::MOUNT_ATTR_NOEXEC;
+    mount::new_file_system("tmpfs", &[("size", Some("4096"))], attributes)
+        .and_then(|empty| mount::attach_at(empty.as_fd(), CWD, PROC_SYS_NET))
         .map_err(|errno| failed("hide", Path::new(PROC_SYS_NET), errno))
 }
 
@@ -143,7 +139,7 @@ pub(super) fn enter(hide_proc_sys_net: bool) -> Result<(), EngineError> {
 pub(super) fn unmount_all(directory: &ContainerDirectory) {
     for path in [directory.root(), directory.disk()] {
         // Not mounted (half made, or another mount namespace's) is fine: what matters is looked at when the directory is removed.
-        let _ = unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        let _ = mount::detach(&path);
     }
 }
 

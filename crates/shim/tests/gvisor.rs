@@ -1,0 +1,8 @@
+//! Engine `gvisor` with a real runsc: what a sandbox may rely on, driven through the trait as the shim's core drives it.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test says by its failure what went wrong")]
+
+#[path = "gvisor/harness.rs"]
+mod harness;
+#[path = "gvisor/one_container.rs"]
+mod one_container;
