@@ -1,6 +1,10 @@
 //! Engine `gvisor` with a real runsc: what a sandbox may rely on, driven through the trait as the shim's core drives it.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test says by its failure what went wrong")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test says by its failure what went wrong"
+)]
 
 #[path = "gvisor/harness.rs"]
 mod harness;

@@ -50,10 +50,7 @@ impl Place {
                 rustix::io::retry_on_intr(|| rustix::io::write(group, b"0"))?;
             }
             if let Some(network) = &network {
-                move_into_link_name_space(
-                    network.as_fd(),
-                    Some(LinkNameSpaceType::Network),
-                )?;
+                move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
             }
             Ok(())
         };

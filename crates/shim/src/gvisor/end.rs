@@ -63,10 +63,12 @@ impl GvisorEngine {
             evidence.sentry_died =
                 matches!(exit, Some(Exit::Signal(_) | Exit::Code(GO_PANIC_EXIT_CODE)));
         }
-        if runs && let (Ok(pids), Some(container)) = (
-            self.sentry.pids(&container_id(&self.plan, Some(index))),
-            self.plan.containers.get(index),
-        ) {
+        if runs
+            && let (Ok(pids), Some(container)) = (
+                self.sentry.pids(&container_id(&self.plan, Some(index))),
+                self.plan.containers.get(index),
+            )
+        {
             evidence.pids_limit = pids > container.limits.pids;
         }
         evidence

@@ -84,7 +84,8 @@ impl ContainerDirectory {
         // Named by descriptor: short, so that all layers fit the one page of mount(2), and without characters that overlayfs
         // would take for its own.
         let mut open = Vec::with_capacity(layers.len() + 2);
-        for path in layers.iter().map(PathBuf::as_path).chain([&*upper, &*self.disk().join("work")]) {
+        for path in layers.iter().map(PathBuf::as_path).chain([&*upper, &*self.disk().join("work")])
+        {
             let layer = mount::open_directory(path)
                 .map_err(|errno| failed("open the layer", path, errno))?;
             open.push(layer);

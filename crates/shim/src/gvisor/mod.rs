@@ -106,16 +106,16 @@ impl GvisorEngine {
 
     fn cgroup_root(&self) -> Result<CgroupRoot, EngineError> {
         let what = "open the control groups";
-        let layout = CgroupLayout::detect().map_err(|error| EngineError::new(what, told(&error)))?;
+        let layout =
+            CgroupLayout::detect().map_err(|error| EngineError::new(what, told(&error)))?;
         CgroupRoot::open(&layout, &self.cgroup_instance)
             .map_err(|error| EngineError::new(what, told(&error)))
     }
 
     fn container(&self, index: usize) -> Result<&ContainerPlan, EngineError> {
-        self.plan
-            .containers
-            .get(index)
-            .ok_or_else(|| EngineError::new("find the container", format!("there is none of index {index}")))
+        self.plan.containers.get(index).ok_or_else(|| {
+            EngineError::new("find the container", format!("there is none of index {index}"))
+        })
     }
 
     fn container_directory(&self, container: &ContainerPlan) -> ContainerDirectory {
@@ -172,7 +172,8 @@ impl Engine for GvisorEngine {
         let ended = self.ended(container)?;
         self.begun.insert(container);
         let init = self.process.clone();
-        let init = init.ok_or_else(|| EngineError::new("begin the container", "there is no Sentry"))?;
+        let init =
+            init.ok_or_else(|| EngineError::new("begin the container", "there is no Sentry"))?;
         Ok(Begun { init, ended })
     }
 
@@ -217,11 +218,9 @@ impl Engine for GvisorEngine {
 
     fn end_boost(&mut self) -> Result<(), EngineError> {
         let Some(group) = &self.group else { return Ok(()) };
-        let limits = atoll_sys::cgroup::Limits::default()
-            .with_cpu_millis(limits::cpu_millis(&self.plan));
-        group
-            .set(&limits)
-            .map_err(|error| EngineError::new("set the CPU quota", told(&error)))
+        let limits =
+            atoll_sys::cgroup::Limits::default().with_cpu_millis(limits::cpu_millis(&self.plan));
+        group.set(&limits).map_err(|error| EngineError::new("set the CPU quota", told(&error)))
     }
 
     fn evidence(&mut self, container: usize) -> EndEvidence {

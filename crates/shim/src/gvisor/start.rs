@@ -189,11 +189,7 @@ impl GvisorEngine {
     }
 }
 
-fn write_json(
-    directory: &Path,
-    name: &str,
-    value: &impl Serialize,
-) -> Result<(), EngineError> {
+fn write_json(directory: &Path, name: &str, value: &impl Serialize) -> Result<(), EngineError> {
     let path = directory.join(name);
     let failed = |message: String| EngineError::new(format!("write {}", path.display()), message);
     let bytes = serde_json::to_vec(value).map_err(|error| failed(error.to_string()))?;

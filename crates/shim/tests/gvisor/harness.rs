@@ -89,10 +89,7 @@ pub(crate) fn busybox_layer(directory: &Path) -> PathBuf {
 
 impl Sandbox {
     /// A sandbox of these containers, prepared but with none begun. The function gets a busybox layer.
-    pub(crate) fn prepare(
-        runsc: PathBuf,
-        plan: impl FnOnce(&Path) -> Vec<ContainerPlan>,
-    ) -> Self {
+    pub(crate) fn prepare(runsc: PathBuf, plan: impl FnOnce(&Path) -> Vec<ContainerPlan>) -> Self {
         Self::prepare_with(runsc, plan, |_| {})
     }
 
