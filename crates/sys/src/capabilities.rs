@@ -135,6 +135,12 @@ impl CapabilitySet {
         Self(self.0 | (1 << (number & 63)))
     }
 
+    /// This set and those of `added`.
+    #[must_use]
+    pub const fn with_all_of(self, added: Self) -> Self {
+        Self(self.0 | added.0)
+    }
+
     /// This set without those of `dropped`.
     #[must_use]
     pub const fn without(self, dropped: Self) -> Self {

@@ -5,7 +5,6 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -199,10 +198,4 @@ pub fn file_system_magic(file: impl AsFd) -> Result<u64, Errno> {
         reason = "the C library's type differs between architectures"
     )]
     Ok(magic as u64)
-}
-
-/// Whether a path is short and plain enough for the options of [`mount_overlay`]: they have their own meaning for `,`, `:` and `\`.
-#[must_use]
-pub fn is_plain_option(path: &Path) -> bool {
-    !path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b',' | b':' | b'\\' | 0))
 }

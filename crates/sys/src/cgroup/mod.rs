@@ -256,6 +256,13 @@ impl Cgroup {
         self.groups.core.dir.is_dir()
     }
 
+    /// The directories of the group by controller, for showing them inside: name, version, path on this host.
+    #[must_use]
+    pub fn controllers(&self) -> [(&'static str, Version, &Path); 3] {
+        [("memory", &self.groups.memory), ("cpu", &self.groups.cpu), ("pids", &self.groups.pids)]
+            .map(|(name, group)| (name, group.version, group.dir.as_path()))
+    }
+
     /// Moves a process (with all its threads) into the group, in every hierarchy.
     pub fn attach(&self, pid: i32) -> Result<(), CgroupError> {
         self.write_procs(&pid.to_string(), false)

@@ -1,0 +1,106 @@
+//! A container's root: the image's layers, shown with the sandbox's ids, under a writable layer on the container's own disk.
+//!
+//! Owns the overlay and the directories on the disk. Runs in the container's first process, before any of the image's code.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use atoll_sys::mount::{self, Attributes};
+use atoll_wire::shim::ContainerPlan;
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
+use rustix::io::Errno;
+
+use super::image_root::ImageRoot;
+use super::{Failed, stage};
+use crate::engine::EngineError;
+
+/// Directory of the disk that holds what the container wrote.
+const UPPER: &str = "upper";
+/// Directory of the disk that overlayfs works in.
+const WORK: &str = "work";
+/// Directory of the disk that is /tmp of a container with a read-only root.
+const TEMPORARY: &str = "tmp";
+
+/// The container's disk with its directories made.
+pub(super) struct Disk {
+    fd: OwnedFd,
+}
+
+/// Puts the overlay together on the stage. The caller's working directory must be the stage; it is afterwards.
+pub(super) fn assemble(
+    plan: &ContainerPlan,
+    disk: &OwnedFd,
+    user_namespace: Option<BorrowedFd<'_>>,
+    first_host_id: u32,
+) -> Result<(ImageRoot, Disk), EngineError> {
+    let layers = mount::open_directory(Path::new(stage::LAYERS)).failed(|| "open the stage")?;
+    let mut root_mode = 0o755;
+    // The topmost comes first, and gives the root its mode.
+    for (number, layer) in plan.layers.iter().enumerate().rev() {
+        root_mode = place_layer(layer, number, layers.as_fd(), user_namespace)?;
+    }
+    mount::attach_at(disk.as_fd(), CWD, stage::DISK).failed(|| "mount the container's disk")?;
+    make_directory(disk, UPPER, root_mode, first_host_id)?;
+    make_directory(disk, WORK, 0o700, 0)?;
+    make_directory(disk, TEMPORARY, 0o1777, first_host_id)?;
+    rustix::process::fchdir(&layers).failed(|| "enter the stage")?;
+    let numbers: Vec<String> = (0..plan.layers.len()).map(|number| number.to_string()).collect();
+    let options = format!(
+        "lowerdir={},upperdir=../{disk}/{UPPER},workdir=../{disk}/{WORK},\
+         redirect_dir=nofollow,metacopy=off,index=off",
+        numbers.join(":"),
+        disk = stage::DISK,
+    );
+    let target = Path::new("..").join(stage::ROOT);
+    mount::mount_overlay(&target, &options, plan.process.no_new_privileges)
+        .failed(|| format!("put {} layers together", plan.layers.len()))?;
+    rustix::process::chdir(c"..").failed(|| "leave the layers")?;
+    let root = mount::open_directory(Path::new(stage::ROOT)).failed(|| "open the new root")?;
+    let disk = mount::copy_tree(disk.as_fd(), Path::new(TEMPORARY), false)
+        .failed(|| "open the container's disk")?;
+    Ok((ImageRoot::new(root, first_host_id), Disk { fd: disk }))
+}
+
+/// Gives the mode of the layer's root.
+fn place_layer(
+    layer: &Path,
+    number: usize,
+    layers: BorrowedFd<'_>,
+    user_namespace: Option<BorrowedFd<'_>>,
+) -> Result<u32, EngineError> {
+    let copy = mount::copy_tree(CWD, layer, false)
+        .failed(|| format!("open the layer {}", layer.display()))?;
+    if let Some(user_namespace) = user_namespace {
+        mount::map_ids(copy.as_fd(), user_namespace).failed(|| {
+            format!("map the ids of {} (its file system cannot, or is mapped)", layer.display())
+        })?;
+    }
+    let mode = rustix::fs::fstat(&copy)
+        .failed(|| format!("look at the layer {}", layer.display()))?
+        .st_mode;
+    mount::attach_at(copy.as_fd(), layers, &number.to_string())
+        .failed(|| format!("place the layer {}", layer.display()))?;
+    Ok(mode & 0o7777)
+}
+
+fn make_directory(disk: &OwnedFd, name: &str, mode: u32, owner: u32) -> Result<(), EngineError> {
+    let made = match rustix::fs::mkdirat(disk, name, Mode::from_raw_mode(mode)) {
+        Ok(()) => {
+            let (user, group) = (Uid::from_raw(owner), Gid::from_raw(owner));
+            rustix::fs::chownat(disk, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
+        }
+        Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(errno),
+    };
+    made.failed(|| format!("make {name} on the container's disk"))
+}
+
+impl Disk {
+    /// A detached mount of the disk's directory for temporary files.
+    pub(super) fn temporary(self) -> Result<OwnedFd, EngineError> {
+        let attributes = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NODEV;
+        mount::add_attributes(self.fd.as_fd(), attributes)
+            .failed(|| "prepare the disk for temporary files")?;
+        Ok(self.fd)
+    }
+}
