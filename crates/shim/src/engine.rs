@@ -27,7 +27,7 @@ pub struct EngineError {
 
 impl EngineError {
     /// From anything that says why.
-    pub(crate) fn new(operation: impl Into<String>, message: impl std::fmt::Display) -> Self {
+    pub fn new(operation: impl Into<String>, message: impl std::fmt::Display) -> Self {
         Self { operation: operation.into(), message: message.to_string() }
     }
 }
