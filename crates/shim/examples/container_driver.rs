@@ -83,7 +83,8 @@ impl Driver {
                 let process = serde_json::from_str(rest)?;
                 let begun = self.engine.exec_from_outside(number, &process, streams)?;
                 wait_for(&begun.ended)?;
-                let exit = atoll_sys::process::peek_exit(begun.init.pid, atoll_sys::process::Wait::Block)?;
+                let exit =
+                    atoll_sys::process::peek_exit(begun.init.pid, atoll_sys::process::Wait::Block)?;
                 return Ok(format!("{exit:?}"));
             }
             "end_boost" => self.engine.end_boost()?,
@@ -129,11 +130,7 @@ fn streams(directory: &Path, name: &str) -> Outcome<StandardStreams> {
     let input = directory.join(format!("{name}.in"));
     let input = if input.exists() { input } else { "/dev/null".into() };
     let input = OpenOptions::new().read(true).write(true).open(input)?;
-    Ok(StandardStreams {
-        input: input.into(),
-        output: output("out")?,
-        diagnostics: output("err")?,
-    })
+    Ok(StandardStreams { input: input.into(), output: output("out")?, diagnostics: output("err")? })
 }
 
 /// What a server would have prepared.
@@ -173,10 +170,8 @@ fn bench(directory: &Path, count: usize) -> Outcome<()> {
     let text = fs::read_to_string(&results)?;
     println!("{:<10} {:>10} {:>10} {:>10}", "phase", "p50 us", "p95 us", "max us");
     for phase in ["prepare", "begin", "remove"] {
-        let mut micros: Vec<u64> = text
-            .lines()
-            .filter_map(|line| line.strip_prefix(phase)?.trim().parse().ok())
-            .collect();
+        let mut micros: Vec<u64> =
+            text.lines().filter_map(|line| line.strip_prefix(phase)?.trim().parse().ok()).collect();
         micros.sort_unstable();
         let at = |part: usize| micros.get(micros.len() * part / 100).copied().unwrap_or(0);
         println!("{phase:<10} {:>10} {:>10} {:>10}", at(50), at(95), micros.last().unwrap_or(&0));

@@ -72,8 +72,7 @@ pub(super) fn bound_capabilities(kept: CapabilitySet) -> Result<(), EngineError>
 /// Has exactly these capabilities, to use and to keep at exec as root.
 pub(super) fn set_capabilities(kept: CapabilitySet) -> Result<(), EngineError> {
     let kept = Bits::from_bits_retain(kept.mask());
-    let sets =
-        CapabilitySets { effective: kept, permitted: kept, inheritable: Bits::empty() };
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: Bits::empty() };
     rustix::thread::clear_ambient_capability_set()
         .and_then(|()| rustix::thread::set_capabilities(None, sets))
         .failed(|| "set capabilities")

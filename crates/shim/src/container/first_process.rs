@@ -50,8 +50,7 @@ impl FirstProcess<'_> {
         let stage = mount::open_directory(&stage_path).failed(|| "open the stage")?;
         rustix::process::fchdir(&stage).failed(|| "enter the stage")?;
         let user = self.namespaces.user.as_ref().map(AsFd::as_fd);
-        let (root, disk) =
-            root_file_system::assemble(self.plan, self.disk, user, first_host_id)?;
+        let (root, disk) = root_file_system::assemble(self.plan, self.disk, user, first_host_id)?;
         for namespace in
             [self.network_namespace, self.namespaces.ipc.as_fd(), self.namespaces.uts.as_fd()]
         {

@@ -28,7 +28,8 @@ pub(super) fn execute(
     let environment = strings(&process.env, "environment entry")?;
     let programs = programs(process)?;
     // Lowering may be refused; a workload starts at the shim's own score at worst.
-    let _ = atoll_sys::process::set_own_oom_score(i16::try_from(process.oom_score_adj).unwrap_or(0));
+    let _ =
+        atoll_sys::process::set_own_oom_score(i16::try_from(process.oom_score_adj).unwrap_or(0));
     if let Some(files) = process.open_files {
         let limit = Rlimit { current: Some(files), maximum: Some(files) };
         rustix::process::setrlimit(Resource::Nofile, limit).failed(|| "limit open files")?;
@@ -37,9 +38,8 @@ pub(super) fn execute(
     if process.make_working_directory {
         make_directory(&process.working_directory)?;
     }
-    let install = || {
-        atoll_sys::seccomp::install(confinement.seccomp_filter).failed(|| "filter system calls")
-    };
+    let install =
+        || atoll_sys::seccomp::install(confinement.seccomp_filter).failed(|| "filter system calls");
     if !process.no_new_privileges {
         // Without no_new_privs it takes a capability that is given up below; the filter lets the steps below through.
         install()?;
@@ -59,7 +59,8 @@ pub(super) fn execute(
     for program in programs {
         refused = atoll_sys::clone::execute_path(&program, &arguments, &environment);
         let errno = refused.raw_os_error();
-        if errno != Some(Errno::NOENT.raw_os_error()) && errno != Some(Errno::ACCESS.raw_os_error()) {
+        if errno != Some(Errno::NOENT.raw_os_error()) && errno != Some(Errno::ACCESS.raw_os_error())
+        {
             break;
         }
     }

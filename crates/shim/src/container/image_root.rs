@@ -115,13 +115,10 @@ impl ImageRoot {
     /// Makes a directory that programs rely on where the image lacks it; what is there stays as it is.
     pub(super) fn ensure_directory(&self, name: &str, mode: u32) -> Result<(), EngineError> {
         let made = match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
-            Ok(()) => rustix::fs::chmodat(
-                &self.fd,
-                name,
-                Mode::from_raw_mode(mode),
-                AtFlags::empty(),
-            )
-            .and_then(|()| self.own(&self.fd, name)),
+            Ok(()) => {
+                rustix::fs::chmodat(&self.fd, name, Mode::from_raw_mode(mode), AtFlags::empty())
+                    .and_then(|()| self.own(&self.fd, name))
+            }
             Err(Errno::EXIST) => Ok(()),
             Err(errno) => Err(errno),
         };
@@ -175,7 +172,9 @@ fn resolve(links: Links) -> ResolveFlags {
 fn refused(path: &str, errno: Errno) -> EngineError {
     let message = match errno {
         Errno::LOOP => "the image has a symbolic link there: it must be a directory".to_owned(),
-        Errno::NOTDIR | Errno::EXIST => "the image has something else than a directory there".to_owned(),
+        Errno::NOTDIR | Errno::EXIST => {
+            "the image has something else than a directory there".to_owned()
+        }
         other => std::io::Error::from(other).to_string(),
     };
     EngineError::new(format!("use {path} of the image"), message)

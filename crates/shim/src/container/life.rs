@@ -108,7 +108,8 @@ impl ContainerEngine {
             let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
             let ended = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], left.as_ref());
             if !matches!(ended, Ok(1..)) {
-                let message = format!("it still runs {} s after it was killed", GONE_WITHIN.as_secs());
+                let message =
+                    format!("it still runs {} s after it was killed", GONE_WITHIN.as_secs());
                 return Err(EngineError::new(format!("end process {}", init.pid), message));
             }
             reap_if_ours(init);

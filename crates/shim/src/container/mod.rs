@@ -138,7 +138,10 @@ impl ContainerEngine {
         let (Some(namespaces), Some(network)) =
             (&self.namespaces, &self.resources.network_namespace)
         else {
-            return Err(EngineError::new(step(), "the sandbox has no namespaces: prepare it first"));
+            return Err(EngineError::new(
+                step(),
+                "the sandbox has no namespaces: prepare it first",
+            ));
         };
         let disk = self.resources.disks.iter().find(|(name, _)| *name == plan.name);
         let Some((_, disk)) = disk else {
@@ -277,7 +280,10 @@ impl Engine for ContainerEngine {
 }
 
 fn no_container(container: usize) -> EngineError {
-    EngineError::new(format!("use container {container}"), "the plan has no container of that number")
+    EngineError::new(
+        format!("use container {container}"),
+        "the plan has no container of that number",
+    )
 }
 
 /// A container's group below the sandbox's: by number, because names are the user's.

@@ -51,12 +51,9 @@ fn with_children_in<T>(
     pidfd: BorrowedFd<'_>,
     start: impl FnOnce() -> Result<T, EngineError>,
 ) -> Result<T, EngineError> {
-    let own: OwnedFd = rustix::fs::open(
-        "/proc/self/ns/pid",
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .failed(|| "open the own pid namespace")?;
+    let own: OwnedFd =
+        rustix::fs::open("/proc/self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .failed(|| "open the own pid namespace")?;
     move_into_thread_name_spaces(pidfd, ThreadNameSpaceType::PROCESS_ID)
         .failed(|| "enter the container's pid namespace")?;
     let started = start();
@@ -65,8 +62,7 @@ fn with_children_in<T>(
 }
 
 fn enter(pidfd: BorrowedFd<'_>, cgroup: &Cgroup, in_v2_group: bool) -> Result<(), EngineError> {
-    let joined =
-        if in_v2_group { cgroup.attach_self_v1_only() } else { cgroup.attach_self() };
+    let joined = if in_v2_group { cgroup.attach_self_v1_only() } else { cgroup.attach_self() };
     joined.failed(|| "enter the container's control group")?;
     // A namespace of control groups like the container's: with its group as the root.
     unshare(UnshareFlags::NEWCGROUP).failed(|| "make a control group namespace")?;

@@ -11,9 +11,9 @@ use atoll_sys::mount::{self, Attributes};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, makedev};
 use rustix::io::Errno;
 
+use super::Failed;
 use super::image_root::{ImageRoot, Links};
 use super::stage::{self, INERT, cover, inside, memory_file_system};
-use super::Failed;
 use crate::engine::EngineError;
 
 /// Files and directories of /proc that tell about the host or its kernel's memory, or slow it down when read.
@@ -32,8 +32,14 @@ const MASKED_IN_PROC: [&str; 10] = [
 /// What of /proc changes the host.
 const READ_ONLY_IN_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 /// Names and device numbers of /dev. SOURCE: Documentation/admin-guide/devices.txt.
-const DEVICES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const DEVICES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
 /// Links that programs expect in /dev.
 const DEVICE_LINKS: [(&str, &str); 5] = [
     ("fd", "/proc/self/fd"),
@@ -129,8 +135,12 @@ pub(super) fn mount_dev(
     fill_dev(&dev, first_host_id).failed(|| "fill /dev")?;
     mount::attach(dev.as_fd(), target.as_fd()).failed(|| "mount /dev")?;
     let group = (first_host_id + TERMINAL_GROUP).to_string();
-    let options =
-        [("newinstance", None), ("ptmxmode", Some("666")), ("mode", Some("620")), ("gid", Some(&*group))];
+    let options = [
+        ("newinstance", None),
+        ("ptmxmode", Some("666")),
+        ("mode", Some("620")),
+        ("gid", Some(&*group)),
+    ];
     let no_devices = Attributes::MOUNT_ATTR_NODEV;
     mount::new_file_system("devpts", &options, attributes)
         .and_then(|terminals| mount::attach_at(terminals.as_fd(), dev.as_fd(), "pts"))
