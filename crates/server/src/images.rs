@@ -1,38 +1,159 @@
-//! The seam to images: what an owner and the API need of an image store, nothing more.
+//! The seam to images: what owners and the API need of an image store, nothing more.
 
+use std::any::Any;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use atoll_model::image_reference::ImageReference;
+use atoll_wire::guest::UserIds;
+use atoll_wire::rest::{CollectedImages, ImageInfo, ImageProgress, Registry, RegistryCredentials};
+use tokio::io::AsyncRead;
 
-/// An image that is here, unpacked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Keeps an image from being removed for as long as it lives.
+#[derive(Clone)]
+pub struct ImageLease(
+    #[allow(dead_code, reason = "held for its Drop alone")] Arc<dyn Any + Send + Sync>,
+);
+
+impl ImageLease {
+    /// A lease that ends when the last clone of `held` is dropped.
+    pub fn new(held: impl Any + Send + Sync) -> Self {
+        Self(Arc::new(held))
+    }
+}
+
+impl std::fmt::Debug for ImageLease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ImageLease")
+    }
+}
+
+/// An image that is here, unpacked, and leased.
+#[derive(Debug, Clone)]
 pub struct ResolvedImage {
     /// Manifest digest.
     pub digest: String,
     /// Unpacked layers, topmost first.
     pub layers: Vec<PathBuf>,
+    /// What the image says about running it.
+    pub config: ImageConfig,
+    /// Hold it until the sandbox is gone.
+    pub lease: ImageLease,
 }
 
-/// Why an image could not be had.
+/// What an image says about running it. SOURCE: OCI image-spec, config.md.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ImageConfig {
+    /// Words before the command.
+    pub entrypoint: Vec<String>,
+    /// The command, or the entrypoint's arguments.
+    pub cmd: Vec<String>,
+    /// `KEY=VALUE` entries.
+    pub env: Vec<String>,
+    /// Absolute, or empty.
+    pub working_dir: String,
+    /// `user[:group]`, or empty.
+    pub user: String,
+    /// A name or number, or empty.
+    pub stop_signal: String,
+}
+
+/// A user as an image knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ResolvedUser {
+    /// As numbers.
+    pub ids: UserIds,
+    /// Home directory.
+    pub home: Option<String>,
+}
+
+/// Why something about images could not be done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageSourceError {
-    /// There is no such image here, and none was asked for elsewhere.
+    /// There is no such image here.
     #[error("{message}")]
     NotFound {
         /// Which, and what to do.
         message: String,
     },
-    /// It could not be pulled, or imported.
+    /// A sandbox uses it.
+    #[error("{message}")]
+    InUse {
+        /// Which do.
+        message: String,
+    },
+    /// What was given is no image, or lies about itself.
+    #[error("{message}")]
+    Invalid {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A registry or the disk failed.
     #[error("{message}")]
     Failed {
-        /// Why.
+        /// What was tried, and how it failed.
         message: String,
     },
 }
+
+/// Takes progress lines. Must return quickly.
+pub type Progress = Arc<dyn Fn(ImageProgress) + Send + Sync>;
 
 /// Where images come from.
 #[async_trait]
 pub trait ImageSource: Send + Sync + 'static {
     /// The image of that reference, if it is here.
-    async fn find(&self, reference: &str) -> Result<Option<ResolvedImage>, ImageSourceError>;
+    async fn find(
+        &self,
+        reference: &ImageReference,
+    ) -> Result<Option<ResolvedImage>, ImageSourceError>;
+
+    /// Asks the registry; downloads and unpacks what is missing.
+    async fn pull(
+        &self,
+        reference: &ImageReference,
+        plain_http: bool,
+        progress: Progress,
+    ) -> Result<ResolvedImage, ImageSourceError>;
+
+    /// The numbers of `user[:group]` by the image's own user database. The empty text is root.
+    async fn resolve_user(
+        &self,
+        image: &ResolvedImage,
+        user: &str,
+    ) -> Result<ResolvedUser, ImageSourceError>;
+
+    /// All images here; `used_by` is left empty.
+    async fn list(&self) -> Result<Vec<ImageInfo>, ImageSourceError>;
+
+    /// One image, with its configuration.
+    async fn inspect(&self, reference: &ImageReference) -> Result<ImageInfo, ImageSourceError>;
+
+    /// Forgets a reference, and the image with its last one.
+    async fn remove(&self, reference: &ImageReference) -> Result<(), ImageSourceError>;
+
+    /// Reads an archive (docker save, OCI layout, plain rootfs) to its end.
+    async fn import(
+        &self,
+        archive: Box<dyn AsyncRead + Send + Unpin>,
+        reference: Option<&ImageReference>,
+        progress: Progress,
+    ) -> Result<Vec<ImageInfo>, ImageSourceError>;
+
+    /// Removes what nothing uses.
+    async fn collect(&self) -> Result<CollectedImages, ImageSourceError>;
+
+    /// Registries with credentials.
+    async fn registries(&self) -> Result<Vec<Registry>, ImageSourceError>;
+
+    /// Keeps credentials, 0600.
+    async fn set_credentials(
+        &self,
+        registry: &str,
+        credentials: &RegistryCredentials,
+    ) -> Result<(), ImageSourceError>;
+
+    /// Forgets credentials. False: there were none.
+    async fn remove_credentials(&self, registry: &str) -> Result<bool, ImageSourceError>;
 }
