@@ -12,6 +12,8 @@ mod config;
 mod data_dir;
 mod images;
 mod plan;
+mod store;
+mod time;
 
 pub use config::{ListenAddress, ListenError, ServerConfig, ServerError};
 pub use data_dir::{DataDir, DataDirError};
