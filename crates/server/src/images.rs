@@ -117,10 +117,13 @@ pub trait ImageSource: Send + Sync + 'static {
         progress: Progress,
     ) -> Result<ResolvedImage, ImageSourceError>;
 
-    /// The numbers of `user[:group]` by the image's own user database. The empty text is root.
+    /// The image of that manifest digest, if it is here: leases it again after a restart.
+    async fn by_digest(&self, digest: &str) -> Result<Option<ResolvedImage>, ImageSourceError>;
+
+    /// The numbers of `user[:group]` by the user database of the image of that digest. The empty text is root.
     async fn resolve_user(
         &self,
-        image: &ResolvedImage,
+        digest: &str,
         user: &str,
     ) -> Result<ResolvedUser, ImageSourceError>;
 

@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use memory::Memory;
 pub(crate) use memory::{Change, ChangeKind, Object};
 pub(crate) use watch::{Gone, Watch};
+pub(crate) use writer::Finish;
 use writer::{Job, Writer};
 
 /// Why the store cannot be read or written.
@@ -166,8 +167,20 @@ impl Store {
         write: Write,
         events: Vec<NewEvent>,
     ) -> Result<Option<Arc<rest::Sandbox>>, StoreError> {
+        self.commit_and(write, events, None).await
+    }
+
+    /// The same; `finish` then amends the record in memory, before anybody sees it: for what is only known once it is on disk (how long
+    /// that took). The amendment is on disk with the next write.
+    pub(crate) async fn commit_and(
+        &self,
+        write: Write,
+        events: Vec<NewEvent>,
+        finish: Option<Finish>,
+    ) -> Result<Option<Arc<rest::Sandbox>>, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.jobs.send(Job { write, events, reply }).await.map_err(|_| StoreError::Closed)?;
+        let job = Job { write, events, finish, reply };
+        self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 

@@ -19,8 +19,13 @@ type Reply = oneshot::Sender<Result<Option<Arc<rest::Sandbox>>, StoreError>>;
 pub(crate) struct Job {
     pub(super) write: Write,
     pub(super) events: Vec<NewEvent>,
+    /// Run on the written record when it is on disk, before anybody sees it.
+    pub(super) finish: Option<Finish>,
     pub(super) reply: Reply,
 }
+
+/// See [`Store::commit_and`](super::Store::commit_and).
+pub(crate) type Finish = Box<dyn FnOnce(&mut rest::Sandbox) + Send>;
 
 /// The writer thread's state.
 pub(crate) struct Writer {
@@ -29,13 +34,20 @@ pub(crate) struct Writer {
     versions: tokio::sync::watch::Sender<u64>,
 }
 
+/// Who waits for a commit, and what was written for whom (its place among the changes).
+struct Answer {
+    reply: Reply,
+    written: Option<usize>,
+    finish: Option<Finish>,
+}
+
 /// What one commit will do.
 #[derive(Default)]
 struct Group {
     version: u64,
     mutations: Vec<Mutation>,
     changes: Vec<Change>,
-    replies: Vec<(Reply, Option<Arc<rest::Sandbox>>)>,
+    answers: Vec<Answer>,
     events: usize,
     /// Records as this group leaves them; `None`: removed.
     staged: HashMap<String, Option<Arc<rest::Sandbox>>>,
@@ -67,39 +79,52 @@ impl Writer {
 
     fn commit(&mut self, jobs: impl Iterator<Item = Job>) {
         let mut group = Group { version: self.read(Memory::version), ..Group::default() };
-        for job in jobs {
-            match self.stage(&mut group, job.write, job.events) {
-                Ok(written) => group.replies.push((job.reply, written)),
-                Err(error) => drop(job.reply.send(Err(error))),
+        for Job { write, events, finish, reply } in jobs {
+            match self.stage(&mut group, write, events) {
+                Ok(written) => group.answers.push(Answer { reply, written, finish }),
+                Err(error) => drop(reply.send(Err(error))),
             }
-        }
-        if group.changes.is_empty() {
-            return group
-                .replies
-                .into_iter()
-                .for_each(|(reply, written)| drop(reply.send(Ok(written))));
         }
         let forget = self.read(|memory| memory.events_to_forget(group.events));
         if let Some(through) = forget {
             group.mutations.push(Mutation::ForgetEvents { through });
         }
+        if group.changes.is_empty() {
+            return group.answers.into_iter().for_each(|it| drop(it.reply.send(Ok(None))));
+        }
         match self.journal.commit(group.version, &group.mutations) {
-            Ok(()) => {
-                let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
-                memory.apply(group.version, group.changes, forget);
-                drop(memory);
-                self.versions.send_replace(group.version);
-                group
-                    .replies
-                    .into_iter()
-                    .for_each(|(reply, written)| drop(reply.send(Ok(written))));
-            }
+            Ok(()) => self.show(group, forget),
             Err(error) => {
                 tracing::error!(%error, "a commit failed; nothing of it was kept");
-                for (reply, _) in group.replies {
-                    drop(reply.send(Err(copy(&error))));
+                for answer in group.answers {
+                    drop(answer.reply.send(Err(copy(&error))));
                 }
             }
+        }
+    }
+
+    fn show(&self, mut group: Group, forget: Option<u64>) {
+        let mut replies = Vec::with_capacity(group.answers.len());
+        for Answer { reply, written, finish } in group.answers {
+            let change = written.and_then(|index| group.changes.get_mut(index));
+            let sandbox = change.and_then(|change| match &mut change.object {
+                Object::Sandbox(sandbox) => Some(sandbox),
+                Object::Event(_) => None,
+            });
+            let shown = sandbox.map(|sandbox| {
+                if let Some(finish) = finish {
+                    finish(Arc::make_mut(sandbox));
+                }
+                Arc::clone(sandbox)
+            });
+            replies.push((reply, shown));
+        }
+        let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
+        memory.apply(group.version, group.changes, forget);
+        drop(memory);
+        self.versions.send_replace(group.version);
+        for (reply, shown) in replies {
+            drop(reply.send(Ok(shown)));
         }
     }
 
@@ -119,7 +144,7 @@ impl Writer {
         group: &mut Group,
         write: Write,
         events: Vec<NewEvent>,
-    ) -> Result<Option<Arc<rest::Sandbox>>, StoreError> {
+    ) -> Result<Option<usize>, StoreError> {
         let written = match write {
             Write::Create(sandbox) => {
                 if self.current(group, &sandbox.id).is_some() {
@@ -157,11 +182,12 @@ impl Writer {
     }
 }
 
+/// Stages a record and says which change it is.
 fn put(
     group: &mut Group,
     mut sandbox: rest::Sandbox,
     kind: ChangeKind,
-) -> Result<Arc<rest::Sandbox>, StoreError> {
+) -> Result<usize, StoreError> {
     let version = group.version + 1;
     sandbox.resource_version = version;
     sandbox.updated_at = crate::time::now_text();
@@ -178,8 +204,8 @@ fn put(
     });
     let sandbox = Arc::new(sandbox);
     group.staged.insert(sandbox.id.clone(), Some(Arc::clone(&sandbox)));
-    group.changes.push(Change { version, kind, object: Object::Sandbox(Arc::clone(&sandbox)) });
-    Ok(sandbox)
+    group.changes.push(Change { version, kind, object: Object::Sandbox(sandbox) });
+    Ok(group.changes.len() - 1)
 }
 
 fn record(group: &mut Group, event: NewEvent) {
