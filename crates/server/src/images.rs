@@ -1,6 +1,6 @@
 //! The seam to images: what owners and the API need of an image store, nothing more.
 
-use std::any::Any;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,27 +10,11 @@ use atoll_wire::guest::UserIds;
 use atoll_wire::rest::{CollectedImages, ImageInfo, ImageProgress, Registry, RegistryCredentials};
 use tokio::io::AsyncRead;
 
-/// Keeps an image from being removed for as long as it lives.
-#[derive(Clone)]
-pub struct ImageLease(
-    #[allow(dead_code, reason = "held for its Drop alone")] Arc<dyn Any + Send + Sync>,
-);
+mod absent;
+pub use absent::NoImages;
 
-impl ImageLease {
-    /// A lease that ends when the last clone of `held` is dropped.
-    pub fn new(held: impl Any + Send + Sync) -> Self {
-        Self(Arc::new(held))
-    }
-}
-
-impl std::fmt::Debug for ImageLease {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ImageLease")
-    }
-}
-
-/// An image that is here, unpacked, and leased.
-#[derive(Debug, Clone)]
+/// An image that is here, unpacked.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResolvedImage {
     /// Manifest digest.
     pub digest: String,
@@ -38,8 +22,6 @@ pub struct ResolvedImage {
     pub layers: Vec<PathBuf>,
     /// What the image says about running it.
     pub config: ImageConfig,
-    /// Hold it until the sandbox is gone.
-    pub lease: ImageLease,
 }
 
 /// What an image says about running it. SOURCE: OCI image-spec, config.md.
@@ -117,8 +99,17 @@ pub trait ImageSource: Send + Sync + 'static {
         progress: Progress,
     ) -> Result<ResolvedImage, ImageSourceError>;
 
-    /// The image of that manifest digest, if it is here: leases it again after a restart.
+    /// The image of that manifest digest, if it is here.
     async fn by_digest(&self, digest: &str) -> Result<Option<ResolvedImage>, ImageSourceError>;
+
+    /// Keeps an image for a holder (a sandbox's uid) until it is released, also over restarts.
+    async fn lease(&self, digest: &str, holder: &str) -> Result<(), ImageSourceError>;
+
+    /// Ends all leases of a holder; none is fine.
+    async fn release(&self, holder: &str) -> Result<(), ImageSourceError>;
+
+    /// Ends the leases of everybody but these.
+    async fn retain_leases(&self, holders: &HashSet<String>) -> Result<(), ImageSourceError>;
 
     /// The numbers of `user[:group]` by the user database of the image of that digest. The empty text is root.
     async fn resolve_user(

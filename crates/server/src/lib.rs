@@ -18,7 +18,7 @@ mod time;
 pub use config::{ListenAddress, ListenError, ServerConfig, ServerError};
 pub use data_dir::{DataDir, DataDirError};
 pub use images::{
-    ImageConfig, ImageLease, ImageSource, ImageSourceError, Progress, ResolvedImage, ResolvedUser,
+    ImageConfig, ImageSource, ImageSourceError, NoImages, Progress, ResolvedImage, ResolvedUser,
 };
 
 /// Serves until `stop` resolves or a client asks for the end. Sandboxes go on unless the client wanted them deleted.

@@ -1,16 +1,11 @@
 use super::*;
 use crate::admission::read_admitted;
-use crate::images::ImageLease;
 use atoll_wire::guest::UserIds;
 use atoll_wire::rest;
 
 fn image(config: ImageConfig) -> PlannedImage {
-    let image = ResolvedImage {
-        digest: "sha256:0".into(),
-        layers: vec!["/layers/a".into()],
-        config,
-        lease: ImageLease::new(()),
-    };
+    let image =
+        ResolvedImage { digest: "sha256:0".into(), layers: vec!["/layers/a".into()], config };
     PlannedImage { image, user: ResolvedUser::default() }
 }
 
