@@ -15,8 +15,6 @@ pub(crate) struct Instance {
     pub(crate) token: String,
     /// Its data directory, when it was found by that.
     pub(crate) data_dir: Option<PathBuf>,
-    /// Its process, when it was found by its data directory.
-    pub(crate) record: Option<ServerRecord>,
 }
 
 /// How to reach an atoll.
@@ -89,7 +87,7 @@ impl Instance {
             None => std::env::var("ATOLL_TOKEN")
                 .map_err(|_| InstanceError::NoToken { server: server.to_owned() })?,
         };
-        Ok(Self { address, token: token.trim().to_owned(), data_dir: None, record: None })
+        Ok(Self { address, token: token.trim().to_owned(), data_dir: None })
     }
 
     /// The instance that serves from a data directory.
@@ -104,7 +102,6 @@ impl Instance {
             address: Address::parse(&record.address)?,
             token,
             data_dir: Some(directory.to_owned()),
-            record: Some(record),
         })
     }
 }

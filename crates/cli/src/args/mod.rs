@@ -15,8 +15,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use bench::{Against, BenchArgs, BenchSuite, ExecBenchArgs, ProvisionBenchArgs};
 pub(crate) use files::CopyArgs;
 pub(crate) use image::{
-    ImageCommand, ImageGcArgs, ImageImportArgs, ImageInspectArgs, ImageListArgs, ImagePullArgs,
-    ImageRemoveArgs, LoginArgs, LogoutArgs,
+    ImageCommand, ImageGcArgs, ImageImportArgs, ImagePullArgs, ImageRemoveArgs, LoginArgs, LogoutArgs,
 };
 pub(crate) use instance::{CompletionArgs, DoctorArgs, DownArgs, UnpackArgs, UpArgs, VersionArgs};
 pub(crate) use objects::{
@@ -24,7 +23,7 @@ pub(crate) use objects::{
 };
 pub(crate) use process::{AttachArgs, ExecArgs, RunArgs};
 pub(crate) use values::{
-    ListFormat, ObjectReference, ObjectSelector, PlainFormat, PullPolicy, ResourceKind,
+    ListFormat, ObjectReference, PlainFormat, PullPolicy, ResourceKind,
     WaitCondition,
 };
 

@@ -50,7 +50,7 @@ impl ClientError {
         Self::Setup { message: innermost(error) }
     }
 
-    pub(super) fn answer(error: &dyn std::error::Error) -> Self {
+    pub(crate) fn answer(error: &dyn std::error::Error) -> Self {
         Self::Answer { message: innermost(error) }
     }
 
@@ -91,14 +91,6 @@ impl ClientError {
         Self::Refused { status, body }
     }
 
-    /// The server's word for what went wrong: `not_found`, `already_exists`, …
-    pub(crate) fn code(&self) -> &str {
-        match self {
-            Self::Refused { body, .. } => &body.code,
-            _ => "",
-        }
-    }
-
     /// The object is not there.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
@@ -135,7 +127,7 @@ mod tests {
         let body = br#"{"error":"the sandbox is not valid","code":"invalid","fields":[
             {"path":"spec.containers[0].image","message":"is empty"},{"path":"id","message":"has '/'"}]}"#;
         let error = ClientError::refused(422, body);
-        assert_eq!(error.code(), "invalid");
+        assert!(matches!(&error, ClientError::Refused { status: 422, .. }));
         let text = error.to_string();
         assert!(text.contains("\n  spec.containers[0].image: is empty\n  id: has '/'"), "{text}");
     }

@@ -1,15 +1,25 @@
 //! One file for each command. A command returns its exit code, or an error that says what to do next.
 
+mod attach;
+mod completion;
+mod copy;
 mod create;
 mod delete;
+mod describe;
 mod detached;
+mod doctor;
+mod down;
 mod events;
 mod exec;
 mod get;
+mod image;
+mod login;
 mod logs;
 mod node;
 mod run;
 mod up;
+mod version;
+mod wait;
 
 use crate::args::{Command, CommandLine, ConnectionArgs};
 use crate::client::Client;
@@ -28,13 +38,24 @@ pub(crate) fn execute(command_line: CommandLine) -> Outcome {
     let connection = command_line.connection;
     match command_line.command {
         Command::Up(args) => up::up(&args, &connection),
+        Command::Down(args) => block_on(down::down(args, &connection)),
         Command::Run(args) => block_on(run::run(args, &connection)),
         Command::Exec(args) => block_on(exec::exec(args, &connection)),
+        Command::Attach(args) => block_on(attach::attach(args, &connection)),
+        Command::Cp(args) => block_on(copy::copy(args, &connection)),
         Command::Logs(args) => block_on(logs::logs(args, &connection)),
         Command::Create(args) => block_on(create::create(args, &connection)),
         Command::Get(args) => block_on(get::get(args, &connection)),
+        Command::Describe(args) => block_on(describe::describe(args, &connection)),
+        Command::Wait(args) => block_on(wait::wait(args, &connection)),
         Command::Delete(args) => block_on(delete::delete(args, &connection)),
         Command::Events(args) => block_on(events::events(args, &connection)),
+        Command::Image(command) => block_on(image::image(command, &connection)),
+        Command::Login(args) => block_on(login::login(args, &connection)),
+        Command::Logout(args) => block_on(login::logout(args, &connection)),
+        Command::Doctor(args) => block_on(doctor::doctor(args, &connection)),
+        Command::Version(args) => block_on(version::version(args, &connection)),
+        Command::Completion(args) => completion::completion(&args),
         other => anyhow::bail!("{other:?} is not there yet"),
     }
 }

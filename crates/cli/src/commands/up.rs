@@ -35,6 +35,10 @@ pub(super) fn up(args: &UpArgs, connection: &ConnectionArgs) -> Outcome {
 }
 
 fn serve(args: &UpArgs, data_dir: &Path, detached: bool) -> Outcome {
+    if detached {
+        // Not the terminal's: closing that must not end the server.
+        atoll_sys::process::begin_session()?;
+    }
     begin_logging();
     // Locked before anything else touches it: two servers never share a directory.
     let locked = DataDir::open(data_dir)?;

@@ -9,8 +9,6 @@ pub(crate) enum Colour {
     Busy,
     /// Something is wrong.
     Bad,
-    /// Of less interest.
-    Faint,
     /// A heading.
     Strong,
 }
@@ -53,7 +51,6 @@ impl Styles {
             Colour::Good => "32",
             Colour::Busy => "33",
             Colour::Bad => "31",
-            Colour::Faint => "2",
             Colour::Strong => "1",
         };
         format!("\x1b[{code}m{text}\x1b[0m")

@@ -128,6 +128,7 @@ fn push_line(out: &mut String, cells: &[Cell], widths: &[usize], styles: Styles)
             out.push_str(&" ".repeat(GAP));
         }
     }
+    out.truncate(out.trim_end_matches(' ').len());
     out.push('\n');
 }
 
