@@ -15,7 +15,8 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use bench::{Against, BenchArgs, BenchSuite, ExecBenchArgs, ProvisionBenchArgs};
 pub(crate) use files::CopyArgs;
 pub(crate) use image::{
-    ImageCommand, ImageGcArgs, ImageImportArgs, ImagePullArgs, ImageRemoveArgs, LoginArgs, LogoutArgs,
+    ImageCommand, ImageGcArgs, ImageImportArgs, ImagePullArgs, ImageRemoveArgs, LoginArgs,
+    LogoutArgs,
 };
 pub(crate) use instance::{CompletionArgs, DoctorArgs, DownArgs, UnpackArgs, UpArgs, VersionArgs};
 pub(crate) use objects::{
@@ -23,8 +24,7 @@ pub(crate) use objects::{
 };
 pub(crate) use process::{AttachArgs, ExecArgs, RunArgs};
 pub(crate) use values::{
-    ListFormat, ObjectReference, PlainFormat, PullPolicy, ResourceKind,
-    WaitCondition,
+    ListFormat, ObjectReference, PlainFormat, PullPolicy, ResourceKind, WaitCondition,
 };
 
 /// Where state lies when nothing else is said. SOURCE: the file hierarchy standard.

@@ -62,8 +62,7 @@ fn identity(record: &ServerRecord) -> ProcessIdentity {
 
 /// Whether a server of this data directory has had sandboxes that were not destroyed.
 fn has_sandboxes(directory: &Path) -> bool {
-    std::fs::read_dir(directory.join("sandboxes"))
-        .is_ok_and(|mut entries| entries.next().is_some())
+    std::fs::read_dir(directory.join("sandboxes")).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 async fn end(directory: &Path, record: &ServerRecord) -> anyhow::Result<()> {
@@ -71,9 +70,8 @@ async fn end(directory: &Path, record: &ServerRecord) -> anyhow::Result<()> {
     let Some(process) = identity(record).open()? else { return Ok(()) };
     let spinner = Spinner::new("ending the sandboxes and the server");
     let client = Client::new(Instance::of_data_dir(directory, None)?)?;
-    let request = client
-        .request(Method::POST, "/api/v1/shutdown")
-        .json(&Shutdown { delete_sandboxes: true });
+    let request =
+        client.request(Method::POST, "/api/v1/shutdown").json(&Shutdown { delete_sandboxes: true });
     client.send(request).await?;
     // A thread of its own may block; it is left behind when the time is over.
     tokio::task::spawn_blocking(move || wait_for_end(&process))

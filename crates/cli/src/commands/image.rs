@@ -10,7 +10,7 @@ use reqwest::{Body, Method};
 use tokio::io::AsyncRead;
 use tokio_util::io::ReaderStream;
 
-use super::get::{image_table, show_list, short_digest};
+use super::get::{image_table, short_digest, show_list};
 use super::{FAILURE, Outcome, SUCCESS, connect};
 use crate::args::{
     ConnectionArgs, ImageCommand, ImageGcArgs, ImageImportArgs, ImagePullArgs, ImageRemoveArgs,

@@ -46,7 +46,11 @@ pub(super) async fn wait(args: WaitArgs, connection: &ConnectionArgs) -> Outcome
                 return Ok(SUCCESS);
             }
             Answer::Unreachable(sandbox) => {
-                anyhow::bail!("{name} cannot become {}: {}", args.condition.name(), state_of(&sandbox));
+                anyhow::bail!(
+                    "{name} cannot become {}: {}",
+                    args.condition.name(),
+                    state_of(&sandbox)
+                );
             }
             Answer::NotYet if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
                 let state = match client.sandbox(&args.object.name).await {

@@ -48,11 +48,8 @@ pub(super) async fn to_stream(remote: &Remote<'_>) -> Outcome {
 /// Copies to a path here: into it if it is a directory, else as it.
 pub(super) async fn to_path(remote: &Remote<'_>, destination: &Path) -> Outcome {
     let name = last_part(&remote.path).unwrap_or("root").to_owned();
-    let target = if destination.is_dir() {
-        destination.join(&name)
-    } else {
-        destination.to_owned()
-    };
+    let target =
+        if destination.is_dir() { destination.join(&name) } else { destination.to_owned() };
     let parent = match target.parent() {
         Some(parent) if parent != Path::new("") => parent.to_owned(),
         _ => PathBuf::from("."),
@@ -295,14 +292,19 @@ mod tests {
     fn directories_are_merged_and_files_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let (from, to) = (directory.path().join("from"), directory.path().join("to"));
-        for (path, text) in [("from/a", "new"), ("from/sub/b", "b"), ("to/a", "old"), ("to/sub/c", "c")] {
+        for (path, text) in
+            [("from/a", "new"), ("from/sub/b", "b"), ("to/a", "old"), ("to/sub/c", "c")]
+        {
             let path = directory.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
         place(&from, &to).unwrap();
         let read = |path: &str| fs::read_to_string(to.join(path)).unwrap();
-        assert_eq!((read("a"), read("sub/b"), read("sub/c")), ("new".into(), "b".into(), "c".into()));
+        assert_eq!(
+            (read("a"), read("sub/b"), read("sub/c")),
+            ("new".into(), "b".into(), "c".into())
+        );
         fs::write(directory.path().join("file"), "").unwrap();
         assert!(place(&directory.path().join("file"), &to).is_err());
     }

@@ -73,7 +73,9 @@ pub(super) async fn copy(args: CopyArgs, connection: &ConnectionArgs) -> Outcome
         })
     };
     match (source, destination) {
-        (Place::Sandbox { name, path }, Place::Stream) => download::to_stream(&remote(&name, &path)?).await,
+        (Place::Sandbox { name, path }, Place::Stream) => {
+            download::to_stream(&remote(&name, &path)?).await
+        }
         (Place::Sandbox { name, path }, Place::Local(local)) => {
             download::to_path(&remote(&name, &path)?, &local).await
         }
@@ -101,7 +103,8 @@ mod tests {
 
     #[test]
     fn a_colon_means_a_sandbox_unless_a_slash_comes_first() {
-        let sandbox = |name: &str, path: &str| Place::Sandbox { name: name.into(), path: path.into() };
+        let sandbox =
+            |name: &str, path: &str| Place::Sandbox { name: name.into(), path: path.into() };
         assert_eq!(Place::parse("work:/a:b"), sandbox("work", "/a:b"));
         assert_eq!(Place::parse("./a:b"), Place::Local("./a:b".into()));
         assert_eq!(Place::parse("/x"), Place::Local("/x".into()));

@@ -29,8 +29,8 @@ pub(super) async fn from_stream(remote: &Remote<'_>) -> Outcome {
 
 /// Copies a file or directory: into the destination if that is a directory, else as the destination.
 pub(super) async fn from_path(source: &Path, remote: &Remote<'_>) -> Outcome {
-    let metadata = std::fs::metadata(source)
-        .with_context(|| format!("cannot read {}", source.display()))?;
+    let metadata =
+        std::fs::metadata(source).with_context(|| format!("cannot read {}", source.display()))?;
     let own_name = file_name(source)?;
     let into_directory = remote.path.ends_with('/')
         || last_part(&remote.path).is_none()
@@ -100,9 +100,8 @@ fn file_name(path: &Path) -> anyhow::Result<String> {
         path
     } else {
         // `.`, `..` and `/`: the directory's real name.
-        resolved = path
-            .canonicalize()
-            .with_context(|| format!("cannot resolve {}", path.display()))?;
+        resolved =
+            path.canonicalize().with_context(|| format!("cannot resolve {}", path.display()))?;
         &resolved
     };
     named
@@ -189,8 +188,10 @@ fn append<W: Write>(
     let kind = metadata.file_type();
     if kind.is_dir() {
         archive.append_data(&mut header, format!("{name}/"), std::io::empty())?;
-        let mut entries =
-            std::fs::read_dir(path).with_context(shown)?.collect::<Result<Vec<_>, _>>().with_context(shown)?;
+        let mut entries = std::fs::read_dir(path)
+            .with_context(shown)?
+            .collect::<Result<Vec<_>, _>>()
+            .with_context(shown)?;
         entries.sort_by_key(std::fs::DirEntry::file_name);
         for entry in entries {
             let child = entry.path();
@@ -198,8 +199,9 @@ fn append<W: Write>(
                 output::warn(&format!("{} is left out: its name is not UTF-8", child.display()));
                 continue;
             };
-            let child_metadata =
-                child.symlink_metadata().with_context(|| format!("cannot read {}", child.display()))?;
+            let child_metadata = child
+                .symlink_metadata()
+                .with_context(|| format!("cannot read {}", child.display()))?;
             append(archive, &child, &child_metadata, &format!("{name}/{child_name}"))?;
         }
     } else if kind.is_symlink() {
@@ -210,7 +212,10 @@ fn append<W: Write>(
         let file = std::fs::File::open(path).with_context(shown)?;
         archive.append_data(&mut header, name, FixedLength::new(file, metadata.len()))?;
     } else {
-        output::warn(&format!("{} is left out: it is neither file, directory nor link", path.display()));
+        output::warn(&format!(
+            "{} is left out: it is neither file, directory nor link",
+            path.display()
+        ));
     }
     Ok(())
 }

@@ -144,7 +144,13 @@ mod tests {
         let report = Report {
             checks: vec![
                 Check::good("kernel", "6.1"),
-                Check::bad("runsc", Verdict::Limited, "not found", "no class gvisor", "Install runsc."),
+                Check::bad(
+                    "runsc",
+                    Verdict::Limited,
+                    "not found",
+                    "no class gvisor",
+                    "Install runsc.",
+                ),
             ],
             server: None,
         };
