@@ -7,6 +7,7 @@
 
 pub mod clock;
 mod contract;
+pub mod gvisor_host;
 pub mod sim;
 
 pub use contract::*;
