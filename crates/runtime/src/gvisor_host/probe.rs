@@ -87,7 +87,8 @@ impl Probe {
         if ended.code == Some(i32::from(tiny_program::EXIT_CODE)) {
             return Ok(());
         }
-        let said: String = ended.text.trim().chars().filter(|c| !c.is_control()).take(300).collect();
+        let said: String =
+            ended.text.trim().chars().filter(|c| !c.is_control()).take(300).collect();
         Err(match said.is_empty() {
             true => format!("runsc exited with {:?}", ended.code),
             false => said,

@@ -13,7 +13,9 @@ fn dates_are_found_in_the_versions_that_releases_and_debian_use() {
 #[test]
 fn the_runsc_of_this_host_works_and_the_answer_is_remembered() {
     let Some(program) = find() else {
-        eprintln!("SKIPPED: the_runsc_of_this_host_works_and_the_answer_is_remembered: runsc missing");
+        eprintln!(
+            "SKIPPED: the_runsc_of_this_host_works_and_the_answer_is_remembered: runsc missing"
+        );
         return;
     };
     let directory = tempfile::tempdir().unwrap();

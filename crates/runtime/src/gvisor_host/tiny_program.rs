@@ -5,10 +5,10 @@
 pub(super) const EXIT_CODE: u8 = 42;
 
 /// `exit(42)`: mov edi, 42; mov eax, 60; syscall. SOURCE: Intel's manual, volume 2; Linux's x86_64 system call table.
-const CODE_X86_64: [u8; 12] =
-    [0xbf, EXIT_CODE, 0, 0, 0, 0xb8, 60, 0, 0, 0, 0x0f, 0x05];
+const CODE_X86_64: [u8; 12] = [0xbf, EXIT_CODE, 0, 0, 0, 0xb8, 60, 0, 0, 0, 0x0f, 0x05];
 /// `exit(42)`: mov x0, #42; mov x8, #93; svc #0. SOURCE: Arm's Architecture Reference Manual; Linux's generic system call table.
-const CODE_AARCH64: [u32; 3] = [0xd280_0000 | (EXIT_CODE as u32) << 5, 0xd280_0000 | 93 << 5 | 8, 0xd400_0001];
+const CODE_AARCH64: [u32; 3] =
+    [0xd280_0000 | (EXIT_CODE as u32) << 5, 0xd280_0000 | 93 << 5 | 8, 0xd400_0001];
 
 /// SOURCE: elf.h, EM_X86_64 and EM_AARCH64.
 const MACHINE_X86_64: u16 = 62;
