@@ -62,6 +62,11 @@ impl Meter {
         self.0.borrow().exceeded
     }
 
+    /// How many bytes went by.
+    pub(super) fn read_bytes(&self) -> u64 {
+        self.0.borrow().read_bytes
+    }
+
     pub(super) fn digest(&self) -> Digest {
         self.0.borrow().hasher.clone().finish()
     }

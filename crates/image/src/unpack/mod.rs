@@ -24,16 +24,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 
-pub(crate) use extract::{Extractor, extract_archive};
+pub(crate) use extract::{LayerOptions, extract_archive};
 pub(crate) use finish::finish_layer;
-pub(crate) use launch::{Helper, HelperFailure, Job};
+pub use launch::UnpackHelper;
+pub(crate) use stage::stage_archive;
 
 /// What the helper is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Mode {
     /// Build the tree of a layer.
-    Layer,
+    Layer {
+        /// No layer lies below it.
+        lowest: bool,
+        /// An archive without an end mark was cut.
+        require_end_mark: bool,
+    },
     /// Take only the files that make up an image archive (`docker save`, OCI layout) out of it.
     Stage,
 }
@@ -67,15 +73,19 @@ pub(crate) struct Request {
 }
 
 /// What was unpacked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Unpacked {
     /// Digest of the decompressed archive.
-    pub(crate) diff_id: Digest,
+    pub(crate) diff_id: Option<Digest>,
+    /// Bytes of the decompressed archive.
+    pub(crate) archive_bytes: u64,
     /// Bytes of file content.
     pub(crate) content_bytes: u64,
     pub(crate) entries: u64,
     pub(crate) skipped_devices: u64,
     pub(crate) skipped_xattrs: u64,
+    /// The archive has an entry for the root itself.
+    pub(crate) root_described: bool,
     /// Directories that hide what lower layers have there, for the parent to mark: the mark needs CAP_SYS_ADMIN.
     #[serde(with = "path_list")]
     pub(crate) opaque: Vec<Vec<u8>>,
@@ -84,11 +94,36 @@ pub(crate) struct Unpacked {
     pub(crate) implicit: Vec<Vec<u8>>,
 }
 
+/// The files of an image archive, each under its number in the directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Staged {
+    /// Whether it is an image archive at all; else it may be the archive of a root file system.
+    pub(crate) image_archive: bool,
+    pub(crate) files: Vec<StagedFile>,
+}
+
+/// One entry of an image archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StagedFile {
+    /// Its path in the archive. Never a path of the host.
+    pub(crate) name: String,
+    pub(crate) kind: StagedKind,
+}
+
+/// What a staged entry is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StagedKind {
+    File { number: u32, size_bytes: u64, digest: Digest },
+    Link { target: String },
+}
+
 /// The helper's answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
     Unpacked(Unpacked),
+    Staged(Staged),
     Failed(UnpackError),
 }
 
@@ -132,6 +167,12 @@ pub enum UnpackError {
         /// What was seen.
         detail: String,
     },
+    /// The helper itself failed.
+    #[error("{detail}")]
+    Helper {
+        /// What happened to it.
+        detail: String,
+    },
     /// The kernel refused an operation.
     #[error("cannot {operation} \"{path}\": {detail}")]
     Io {
@@ -144,20 +185,20 @@ pub enum UnpackError {
     },
 }
 
-/// What `atoll internal unpack` runs: reads the [`Request`] from its last argument, confines itself, unpacks standard input
+/// What `atoll internal-unpack` runs: reads the [`Request`] from its last argument, confines itself, unpacks standard input
 /// into the working directory and prints an [`Outcome`]. Exit code 0 when an outcome was printed, whatever it says.
 pub fn unpack_helper_main() -> ExitCode {
-    let outcome = match confine::begin() {
-        Ok((request, root)) => match request.mode {
-            Mode::Layer => extract::run(std::io::stdin().lock(), root, request.limits),
-            Mode::Stage => stage::run(std::io::stdin().lock(), root, request.limits),
-        },
-        Err(error) => Err(error),
-    };
-    let outcome = match outcome {
-        Ok(unpacked) => Outcome::Unpacked(unpacked),
-        Err(error) => Outcome::Failed(error),
-    };
+    let outcome = confine::begin().and_then(|(request, root)| {
+        let input = std::io::stdin().lock();
+        match request.mode {
+            Mode::Layer { lowest, require_end_mark } => {
+                let options = LayerOptions { limits: request.limits, lowest, require_end_mark };
+                extract_archive(input, root, options).map(Outcome::Unpacked)
+            }
+            Mode::Stage => stage_archive(input, &root, request.limits).map(Outcome::Staged),
+        }
+    });
+    let outcome = outcome.unwrap_or_else(Outcome::Failed);
     match serde_json::to_writer(std::io::stdout().lock(), &outcome) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
