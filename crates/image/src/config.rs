@@ -124,7 +124,10 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<ConfigDocument, BadConfig> {
         },
         stop_signal: short_text("config.StopSignal", section.stop_signal)?,
         volumes: volume_paths(volumes)?,
-        exposed_ports: texts("config.ExposedPorts", section.exposed_ports.map(|ports| ports.into_keys().collect()))?,
+        exposed_ports: texts(
+            "config.ExposedPorts",
+            section.exposed_ports.map(|ports| ports.into_keys().collect()),
+        )?,
         platform: format!(
             "{}/{}",
             short_text("os", document.os)?,
@@ -139,16 +142,21 @@ pub(crate) fn check_platform(config: &ImageConfig) -> Result<(), BadConfig> {
     let host = crate::manifest::host_architecture();
     // Empty: written by tools that leave it out.
     let fits = config.platform == format!("linux/{host}") || config.platform == "/";
-    if fits { Ok(()) } else { Err(bad("platform", format!("{} does not run on linux/{host}", config.platform))) }
+    if fits {
+        Ok(())
+    } else {
+        Err(bad("platform", format!("{} does not run on linux/{host}", config.platform)))
+    }
 }
 
 /// The layers of manifest and configuration must be the same, and there must be some.
 pub(crate) fn check_layers(document: &ConfigDocument, in_manifest: usize) -> Result<(), BadConfig> {
     match document.diff_ids.len() {
         0 => Err(bad("rootfs.diff_ids", "an image without layers has nothing to run")),
-        count if count != in_manifest => {
-            Err(bad("rootfs.diff_ids", format!("{count} layers, but the manifest has {in_manifest}")))
-        }
+        count if count != in_manifest => Err(bad(
+            "rootfs.diff_ids",
+            format!("{count} layers, but the manifest has {in_manifest}"),
+        )),
         _ => Ok(()),
     }
 }
@@ -212,7 +220,10 @@ fn volume_paths(paths: impl Iterator<Item = String>) -> Result<Vec<String>, BadC
 fn clean_path(field: &'static str, path: &str) -> Result<String, BadConfig> {
     let shown = || path.chars().take(80).collect::<String>();
     if path.len() > MAX_PATH_BYTES || path.contains('\0') {
-        return Err(bad(field, format!("a path of more than {MAX_PATH_BYTES} bytes, or with a NUL byte")));
+        return Err(bad(
+            field,
+            format!("a path of more than {MAX_PATH_BYTES} bytes, or with a NUL byte"),
+        ));
     }
     if !path.starts_with('/') {
         return Err(bad(field, format!("{:?} is not absolute", shown())));
@@ -247,9 +258,18 @@ mod tests {
         .unwrap();
         assert_eq!(config.entrypoint, ["/init"]);
         assert_eq!(config.env, ["PATH=/bin", "A=2"]);
-        assert_eq!((config.user.as_str(), config.working_directory.as_str()), ("web:log", "/srv/app"));
-        assert_eq!((config.volumes, config.exposed_ports), (vec!["/a".into(), "/data".into()], vec!["80/tcp".into()]));
-        assert_eq!((config.stop_signal.as_str(), config.platform.as_str()), ("SIGQUIT", "linux/amd64"));
+        assert_eq!(
+            (config.user.as_str(), config.working_directory.as_str()),
+            ("web:log", "/srv/app")
+        );
+        assert_eq!(
+            (config.volumes, config.exposed_ports),
+            (vec!["/a".into(), "/data".into()], vec!["80/tcp".into()])
+        );
+        assert_eq!(
+            (config.stop_signal.as_str(), config.platform.as_str()),
+            ("SIGQUIT", "linux/amd64")
+        );
     }
 
     #[test]
@@ -281,13 +301,18 @@ mod tests {
             assert!(config(&json).is_err(), "{}", &json[..json.len().min(80)]);
         }
         assert!(parse(&vec![b' '; 2 << 20]).is_err());
-        assert!(parse("[".repeat(100_000).as_bytes()).is_err(), "deep nesting is an error, no overflow");
+        assert!(
+            parse("[".repeat(100_000).as_bytes()).is_err(),
+            "deep nesting is an error, no overflow"
+        );
     }
 
     /// containerd GO-2026-5758: a label named a `binary://` logger, which the host then ran as root.
     #[test]
     fn labels_are_not_even_read() {
-        let with = config(r#"{"Cmd":["a"],"Labels":{"containerd.io/log-uri":"binary:///bin/sh"},"Healthcheck":{"Test":["CMD","x"]}}"#);
+        let with = config(
+            r#"{"Cmd":["a"],"Labels":{"containerd.io/log-uri":"binary:///bin/sh"},"Healthcheck":{"Test":["CMD","x"]}}"#,
+        );
         assert_eq!(with, config(r#"{"Cmd":["a"]}"#));
         let shown = format!("{:?}", with.unwrap());
         assert!(!shown.contains("binary:") && !shown.contains("Healthcheck"), "{shown}");

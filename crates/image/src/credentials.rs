@@ -47,11 +47,18 @@ impl CredentialFile {
 
     /// Registries with credentials, and the user names.
     pub(crate) fn list(&self) -> Vec<(String, String)> {
-        self.lock().iter().map(|(registry, known)| (registry.clone(), known.username.clone())).collect()
+        self.lock()
+            .iter()
+            .map(|(registry, known)| (registry.clone(), known.username.clone()))
+            .collect()
     }
 
     /// Sets or removes (`None`) those of a registry; says whether there were some.
-    pub(crate) fn set(&self, registry: &str, credentials: Option<Credentials>) -> Result<bool, ImageError> {
+    pub(crate) fn set(
+        &self,
+        registry: &str,
+        credentials: Option<Credentials>,
+    ) -> Result<bool, ImageError> {
         let mut known = self.lock();
         let mut next = known.clone();
         let before = match credentials {
@@ -69,6 +76,7 @@ impl CredentialFile {
 }
 
 fn write(path: &Path, known: &BTreeMap<String, Credentials>) -> Result<(), ImageError> {
-    let bytes = serde_json::to_vec(known).map_err(|error| io_error("write", path, std::io::Error::other(error)))?;
+    let bytes = serde_json::to_vec(known)
+        .map_err(|error| io_error("write", path, std::io::Error::other(error)))?;
     atomic_file::replace(path, &bytes).map_err(|error| io_error("write", path, error))
 }

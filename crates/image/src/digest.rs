@@ -124,7 +124,9 @@ mod tests {
             "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
         );
         assert_eq!(digest.to_string().parse(), Ok(digest.clone()));
-        for text in ["", "sha256:", "sha512:00", "sha256:../../etc", &format!("sha256:{}", "A".repeat(64))] {
+        for text in
+            ["", "sha256:", "sha512:00", "sha256:../../etc", &format!("sha256:{}", "A".repeat(64))]
+        {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
     }

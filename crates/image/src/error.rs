@@ -15,7 +15,9 @@ use crate::unpack::UnpackError;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// No such image here.
-    #[error("image {name} is not in the local store: pull it with 'atoll image pull', or import it with 'atoll image import'")]
+    #[error(
+        "image {name} is not in the local store: pull it with 'atoll image pull', or import it with 'atoll image import'"
+    )]
     NotFound {
         /// Reference or digest as asked.
         name: String,
@@ -29,7 +31,9 @@ pub enum ImageError {
         holders: Vec<String>,
     },
     /// An archive would take over a name that stands for other content.
-    #[error("the archive calls itself {reference}, which already names another image here: import it with a reference of your choice (atoll image import FILE REF)")]
+    #[error(
+        "the archive calls itself {reference}, which already names another image here: import it with a reference of your choice (atoll image import FILE REF)"
+    )]
     WouldReplace {
         /// The name.
         reference: String,
@@ -57,7 +61,9 @@ pub enum ImageError {
         reason: String,
     },
     /// Content that is not what its digest says.
-    #[error("{what} should be {expected} but is {actual}: it was changed or damaged on the way, and is not used")]
+    #[error(
+        "{what} should be {expected} but is {actual}: it was changed or damaged on the way, and is not used"
+    )]
     DigestMismatch {
         /// Which content.
         what: String,
@@ -180,27 +186,34 @@ impl ImageError {
             | Self::BadHolder { .. } => ImageErrorKind::Invalid,
             Self::Unpack { source, .. } => match source {
                 UnpackError::DiskFull { .. } => ImageErrorKind::DiskFull,
-                UnpackError::Damaged { .. } | UnpackError::Refused { .. } | UnpackError::TooLarge { .. } => {
-                    ImageErrorKind::Invalid
-                }
-                UnpackError::Confinement { .. } | UnpackError::Helper { .. } | UnpackError::Io { .. } => {
-                    ImageErrorKind::Internal
-                }
+                UnpackError::Damaged { .. }
+                | UnpackError::Refused { .. }
+                | UnpackError::TooLarge { .. } => ImageErrorKind::Invalid,
+                UnpackError::Confinement { .. }
+                | UnpackError::Helper { .. }
+                | UnpackError::Io { .. } => ImageErrorKind::Internal,
             },
             Self::Registry { source, .. } => source.kind(),
             Self::DiskFull { .. } => ImageErrorKind::DiskFull,
-            Self::Locked { .. } | Self::NewerFormat { .. } | Self::Io { .. } | Self::Interrupted { .. } => {
-                ImageErrorKind::Internal
-            }
+            Self::Locked { .. }
+            | Self::NewerFormat { .. }
+            | Self::Io { .. }
+            | Self::Interrupted { .. } => ImageErrorKind::Internal,
         }
     }
 }
 
 /// Names the operation and the path of an I/O error; a full disk by its own variant.
-pub(crate) fn io_error(operation: &'static str, path: &Path, source: impl Into<io::Error>) -> ImageError {
+pub(crate) fn io_error(
+    operation: &'static str,
+    path: &Path,
+    source: impl Into<io::Error>,
+) -> ImageError {
     let source = source.into();
     match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ImageError::DiskFull { path: path.into() },
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            ImageError::DiskFull { path: path.into() }
+        }
         _ => ImageError::Io { operation, path: path.into(), source },
     }
 }

@@ -41,14 +41,19 @@ pub(crate) fn import(
 ) -> Result<Vec<Digest>, ImageError> {
     let metadata = std::fs::metadata(path).map_err(|error| io_error("open", path, error))?;
     if !metadata.is_file() {
-        return Err(ImageError::BadArchive { path: path.into(), reason: "it is no regular file".to_owned() });
+        return Err(ImageError::BadArchive {
+            path: path.into(),
+            reason: "it is no regular file".to_owned(),
+        });
     }
     let label = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let staging = store.staging_directory()?;
     let staged = store.stage(path, &label, staging.path())?;
     if !staged.image_archive {
-        let reference = reference.ok_or_else(|| ImageError::NeedsReference { path: path.into() })?;
-        return import_root_file_system(store, path, label, reference, progress).map(|digest| vec![digest]);
+        let reference =
+            reference.ok_or_else(|| ImageError::NeedsReference { path: path.into() })?;
+        return import_root_file_system(store, path, label, reference, progress)
+            .map(|digest| vec![digest]);
     }
     let archive = Archive { path, directory: staging.path(), files: files_by_name(staged) };
     let mut images = archive.images()?;
@@ -65,7 +70,12 @@ pub(crate) fn import(
 }
 
 /// An archive's own names take nothing over (containerd GO-2026-5338: an imported archive replaced a tag of another image).
-fn check_names(store: &Inner, path: &Path, images: &[ArchivedImage], chosen: bool) -> Result<(), ImageError> {
+fn check_names(
+    store: &Inner,
+    path: &Path,
+    images: &[ArchivedImage],
+    chosen: bool,
+) -> Result<(), ImageError> {
     let mut seen = BTreeMap::new();
     for image in images {
         if image.references.is_empty() {
@@ -73,7 +83,9 @@ fn check_names(store: &Inner, path: &Path, images: &[ArchivedImage], chosen: boo
         }
         let digest = Digest::of(&image.manifest);
         for reference in &image.references {
-            let twice = seen.insert(reference.to_string(), digest.clone()).is_some_and(|other| other != digest);
+            let twice = seen
+                .insert(reference.to_string(), digest.clone())
+                .is_some_and(|other| other != digest);
             if twice || (!chosen && store.names_another(reference, &digest)) {
                 return Err(ImageError::WouldReplace { reference: reference.familiar() });
             }
@@ -82,7 +94,11 @@ fn check_names(store: &Inner, path: &Path, images: &[ArchivedImage], chosen: boo
     Ok(())
 }
 
-fn import_image(store: &Inner, image: &ArchivedImage, progress: &ProgressSink) -> Result<Digest, ImageError> {
+fn import_image(
+    store: &Inner,
+    image: &ArchivedImage,
+    progress: &ProgressSink,
+) -> Result<Digest, ImageError> {
     let document = config::parse(&image.config)?;
     config::check_platform(&document.config)?;
     config::check_layers(&document, image.layers.len())?;
@@ -93,7 +109,12 @@ fn import_image(store: &Inner, image: &ArchivedImage, progress: &ProgressSink) -
     let mut layers = Vec::new();
     for ((file, digest, _), diff_id) in image.layers.iter().zip(&document.diff_ids) {
         progress.send(&ProgressEvent::Unpacking { layer: digest.clone() });
-        let job = LayerJob { archive: file, label: digest.to_string(), diff_id: Some(diff_id), below: &layers };
+        let job = LayerJob {
+            archive: file,
+            label: digest.to_string(),
+            diff_id: Some(diff_id),
+            below: &layers,
+        };
         let (layer, reused) = store.ensure_layer(&job, diff_id, &mut pins)?;
         progress.send(&ProgressEvent::LayerReady { layer: digest.clone(), reused });
         layers.push(layer);
@@ -168,7 +189,8 @@ struct DockerEntry {
 impl Archive<'_> {
     /// An OCI layout where there is one (newer `docker save` writes both: its digests are those of registries), else `docker save`.
     fn images(&self) -> Result<Vec<ArchivedImage>, ImageError> {
-        let mut images = if self.files.contains_key("index.json") { self.layout()? } else { self.docker()? };
+        let mut images =
+            if self.files.contains_key("index.json") { self.layout()? } else { self.docker()? };
         if images.is_empty() {
             return Err(bad(self.path, "it holds no image for this machine"));
         }
@@ -183,7 +205,9 @@ impl Archive<'_> {
     }
 
     fn layout(&self) -> Result<Vec<ArchivedImage>, ImageError> {
-        let Document::Index(entries) = manifest::parse(&self.read("index.json", MAX_MANIFEST_BYTES)?)? else {
+        let Document::Index(entries) =
+            manifest::parse(&self.read("index.json", MAX_MANIFEST_BYTES)?)?
+        else {
             return Err(bad(self.path, "its index.json is no index"));
         };
         let mut tags = self.docker_tags();
@@ -213,11 +237,16 @@ impl Archive<'_> {
     }
 
     /// The manifest for this machine that an index's entry leads to.
-    fn manifest(&self, entry: &Descriptor, depth: usize) -> Result<Option<(Digest, Vec<u8>)>, ImageError> {
+    fn manifest(
+        &self,
+        entry: &Descriptor,
+        depth: usize,
+    ) -> Result<Option<(Digest, Vec<u8>)>, ImageError> {
         if depth > MAX_INDEX_DEPTH {
             return Err(bad(self.path, "its indexes are nested too deep"));
         }
-        let foreign = entry.platform.is_some() && manifest::choose(std::slice::from_ref(entry)).is_none();
+        let foreign =
+            entry.platform.is_some() && manifest::choose(std::slice::from_ref(entry)).is_none();
         if foreign {
             return Ok(None);
         }
@@ -246,7 +275,8 @@ impl Archive<'_> {
 
     fn docker_entries(&self) -> Result<Vec<DockerEntry>, ImageError> {
         let bytes = self.read("manifest.json", MAX_MANIFEST_BYTES)?;
-        serde_json::from_slice(&bytes).map_err(|error| bad(self.path, format!("manifest.json: {error}")))
+        serde_json::from_slice(&bytes)
+            .map_err(|error| bad(self.path, format!("manifest.json: {error}")))
     }
 
     fn docker(&self) -> Result<Vec<ArchivedImage>, ImageError> {
@@ -258,7 +288,10 @@ impl Archive<'_> {
         self.check_config_name(&entry.config, &config)?;
         let names = entry.layers.clone().unwrap_or_default();
         if names.len() > config::MAX_LAYERS {
-            return Err(bad(self.path, format!("an image of more than {} layers", config::MAX_LAYERS)));
+            return Err(bad(
+                self.path,
+                format!("an image of more than {} layers", config::MAX_LAYERS),
+            ));
         }
         let layers = names
             .iter()
@@ -269,7 +302,8 @@ impl Archive<'_> {
                 _ => Err(bad(self.path, format!("its layer {} is missing", name.escape_debug()))),
             })
             .collect::<Result<Vec<_>, ImageError>>()?;
-        let described: Vec<_> = layers.iter().map(|(_, digest, size)| (digest.clone(), *size)).collect();
+        let described: Vec<_> =
+            layers.iter().map(|(_, digest, size)| (digest.clone(), *size)).collect();
         let manifest = manifest::write((Digest::of(&config), config.len() as u64), &described)
             .map_err(|error| bad(self.path, error))?;
         Ok(ArchivedImage { references: tags(entry), manifest, config, layers })
@@ -281,9 +315,11 @@ impl Archive<'_> {
         let hex = last.strip_suffix(".json").unwrap_or(last);
         let actual = Digest::of(config);
         match format!("sha256:{hex}").parse::<Digest>() {
-            Ok(expected) if expected != actual => {
-                Err(ImageError::DigestMismatch { what: "the image's configuration".to_owned(), expected, actual })
-            }
+            Ok(expected) if expected != actual => Err(ImageError::DigestMismatch {
+                what: "the image's configuration".to_owned(),
+                expected,
+                actual,
+            }),
             _ => Ok(()),
         }
     }

@@ -166,7 +166,9 @@ pub(crate) fn offered(manifests: &[Descriptor]) -> String {
         .iter()
         .filter_map(|descriptor| descriptor.platform.as_ref())
         .filter(|platform| platform.os != "unknown")
-        .map(|platform| format!("{}/{}", platform.os, platform.architecture).escape_debug().take(40).collect())
+        .map(|platform| {
+            format!("{}/{}", platform.os, platform.architecture).escape_debug().take(40).collect()
+        })
         .collect();
     names.sort();
     names.dedup();
@@ -175,7 +177,10 @@ pub(crate) fn offered(manifests: &[Descriptor]) -> String {
 }
 
 /// The manifest of an imported image, as bytes that are the same for the same content.
-pub(crate) fn write(config: (Digest, u64), layers: &[(Digest, u64)]) -> serde_json::Result<Vec<u8>> {
+pub(crate) fn write(
+    config: (Digest, u64),
+    layers: &[(Digest, u64)],
+) -> serde_json::Result<Vec<u8>> {
     let descriptor = |media_type: &str, (digest, size): &(Digest, u64)| Descriptor {
         media_type: media_type.to_owned(),
         digest: digest.clone(),
@@ -243,16 +248,22 @@ mod tests {
         let many = vec![one.clone(); 600].join(",");
         for text in [
             format!(r#"{{"schemaVersion":2,"config":{one},"layers":[],"manifests":[]}}"#),
-            format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","config":{one},"layers":[]}}"#),
+            format!(
+                r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","config":{one},"layers":[]}}"#
+            ),
             format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","manifests":[]}}"#),
             format!(r#"{{"schemaVersion":2,"config":{huge},"layers":[]}}"#),
             format!(r#"{{"schemaVersion":2,"config":{one},"layers":[{huge}]}}"#),
             format!(r#"{{"schemaVersion":2,"config":{one},"layers":[{many}]}}"#),
             format!(r#"{{"schemaVersion":2,"manifests":[{many}]}}"#),
             r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(),
-            r#"{"schemaVersion":2,"config":{"digest":"sha256:../../x","size":1},"layers":[]}"#.to_owned(),
-            r#"{"schemaVersion":2,"config":{"digest":"sha512:00","size":1},"layers":[]}"#.to_owned(),
-            format!(r#"{{"schemaVersion":2,"config":{{"digest":"{digest}","size":-1}},"layers":[]}}"#),
+            r#"{"schemaVersion":2,"config":{"digest":"sha256:../../x","size":1},"layers":[]}"#
+                .to_owned(),
+            r#"{"schemaVersion":2,"config":{"digest":"sha512:00","size":1},"layers":[]}"#
+                .to_owned(),
+            format!(
+                r#"{{"schemaVersion":2,"config":{{"digest":"{digest}","size":-1}},"layers":[]}}"#
+            ),
             "{}".to_owned(),
             String::new(),
             "[".repeat(200_000),

@@ -30,7 +30,10 @@ enum Found {
     Directory(Level),
     Symlink(Vec<u8>),
     /// Something else, by its own name in this directory.
-    Other { layer: usize, stat: Stat },
+    Other {
+        layer: usize,
+        stat: Stat,
+    },
 }
 
 impl Merged {
@@ -63,7 +66,10 @@ impl Merged {
         let mut content = Vec::new();
         file.take(limit + 1).read_to_end(&mut content)?;
         if content.len() as u64 > limit {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {limit} bytes")));
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("it has more than {limit} bytes"),
+            ));
         }
         Ok(Some(content))
     }
@@ -151,10 +157,15 @@ fn find(level: &Level, name: &[u8]) -> io::Result<Found> {
             _ => return Ok(Found::Other { layer, stat }),
         }
     }
-    if directories.is_empty() { Ok(Found::Nothing) } else { Ok(Found::Directory(Rc::new(directories))) }
+    if directories.is_empty() {
+        Ok(Found::Nothing)
+    } else {
+        Ok(Found::Directory(Rc::new(directories)))
+    }
 }
 
 fn is_opaque(directory: &OwnedFd) -> bool {
     let mut value = [0_u8; 2];
-    matches!(fs::fgetxattr(directory, "trusted.overlay.opaque", &mut value), Ok(1)) && value[0] == b'y'
+    matches!(fs::fgetxattr(directory, "trusted.overlay.opaque", &mut value), Ok(1))
+        && value[0] == b'y'
 }

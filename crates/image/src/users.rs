@@ -47,7 +47,9 @@ pub enum UserError {
         id: String,
     },
     /// A name that the image does not know.
-    #[error("{kind} {name:?} is not in the image's {file}: write its number, or add it to the image")]
+    #[error(
+        "{kind} {name:?} is not in the image's {file}: write its number, or add it to the image"
+    )]
     Unknown {
         /// `user` or `group`.
         kind: &'static str,
@@ -76,7 +78,8 @@ const GROUP: &str = "/etc/group";
 /// [`UserError`].
 pub fn resolve(user: &str, layers: &[PathBuf]) -> Result<UserIds, UserError> {
     let read = |file: &'static str| {
-        let content = Merged::open(layers).and_then(|merged| merged.read_file(file.as_bytes(), MAX_FILE_BYTES));
+        let content = Merged::open(layers)
+            .and_then(|merged| merged.read_file(file.as_bytes(), MAX_FILE_BYTES));
         content.map(Option::unwrap_or_default).map_err(|source| UserError::File { file, source })
     };
     resolve_in(user, || read(PASSWD), || read(GROUP))
@@ -92,11 +95,11 @@ pub(crate) fn resolve_in(
     let passwd = passwd()?;
     let account = match &wanted_user {
         Wanted::Id(uid) => accounts(&passwd).find(|account| account.uid == *uid),
-        Wanted::Name(name) => Some(
-            accounts(&passwd)
-                .find(|account| account.name == *name)
-                .ok_or_else(|| UserError::Unknown { kind: "user", name: (*name).to_owned(), file: PASSWD })?,
-        ),
+        Wanted::Name(name) => {
+            Some(accounts(&passwd).find(|account| account.name == *name).ok_or_else(|| {
+                UserError::Unknown { kind: "user", name: (*name).to_owned(), file: PASSWD }
+            })?)
+        }
     };
     let uid = match (&wanted_user, &account) {
         (Wanted::Id(uid), _) => *uid,
@@ -117,7 +120,11 @@ pub(crate) fn resolve_in(
             ids.gid = groups(&group()?)
                 .find(|group| group.name == name)
                 .map(|group| group.gid)
-                .ok_or_else(|| UserError::Unknown { kind: "group", name: name.to_owned(), file: GROUP })?;
+                .ok_or_else(|| UserError::Unknown {
+                    kind: "group",
+                    name: name.to_owned(),
+                    file: GROUP,
+                })?;
         }
         // Only who names no group gets those that the image gives the user.
         None => {
@@ -136,7 +143,9 @@ enum Wanted<'a> {
 
 fn split(user: &str) -> Result<(Wanted<'_>, Option<Wanted<'_>>), UserError> {
     let (user_part, group_part) = match user.split_once(':') {
-        Some((user_part, group_part)) => (user_part, Some(group_part).filter(|part| !part.is_empty())),
+        Some((user_part, group_part)) => {
+            (user_part, Some(group_part).filter(|part| !part.is_empty()))
+        }
         None => (user, None),
     };
     let user_part = if user_part.is_empty() { Wanted::Id(0) } else { wanted(user_part, user)? };
@@ -151,10 +160,13 @@ fn wanted<'a>(text: &'a str, whole: &str) -> Result<Wanted<'a>, UserError> {
         };
     }
     // `-1`, `+0`, `0x0`: numbers to some parsers, so not names here.
-    let looks_numeric = text.starts_with(['-', '+']) || text.starts_with(|first: char| first.is_ascii_digit()) && {
-        text.starts_with("0x") || text.starts_with("0X") || text.contains(['.', ','])
-    };
-    let bad = text.len() > MAX_NAME_BYTES || text.contains([':', '/', '\n', '\0']) || text.contains(char::is_whitespace);
+    let looks_numeric = text.starts_with(['-', '+'])
+        || text.starts_with(|first: char| first.is_ascii_digit()) && {
+            text.starts_with("0x") || text.starts_with("0X") || text.contains(['.', ','])
+        };
+    let bad = text.len() > MAX_NAME_BYTES
+        || text.contains([':', '/', '\n', '\0'])
+        || text.contains(char::is_whitespace);
     if bad || looks_numeric {
         return Err(malformed(whole));
     }
@@ -255,8 +267,24 @@ mod tests {
     fn nothing_but_root_becomes_root() {
         assert_eq!(numbers("1000").0, 1000, "an account named 1000 with uid 0 is not asked");
         for user in [
-            "4294967296", "4294967295", "65536", "99999999999999999999", "-1", "+0", "0x0", "0.0", "wrap", "negative", "plus",
-            "1000:4294967296", "web:wrap", "web\n", " web", "web:root:x", "../root", "nobody",
+            "4294967296",
+            "4294967295",
+            "65536",
+            "99999999999999999999",
+            "-1",
+            "+0",
+            "0x0",
+            "0.0",
+            "wrap",
+            "negative",
+            "plus",
+            "1000:4294967296",
+            "web:wrap",
+            "web\n",
+            " web",
+            "web:root:x",
+            "../root",
+            "nobody",
         ] {
             assert!(ids(user).is_err(), "{user:?}");
         }
@@ -266,9 +294,12 @@ mod tests {
     #[test]
     fn a_hostile_group_file_is_bounded() {
         let members = "web,".repeat(200_000);
-        let many: String = (0..60_000).map(|gid| format!("g{gid}:x:{}:web\n", gid % 60_000)).collect();
-        for group in [format!("a:x:5:{members}\n"), many, ":".repeat(1 << 20), "\0".repeat(1 << 20)] {
-            let found = resolve_in("web", || Ok(PASSWD_TEXT.into()), || Ok(group.into_bytes())).unwrap();
+        let many: String =
+            (0..60_000).map(|gid| format!("g{gid}:x:{}:web\n", gid % 60_000)).collect();
+        for group in [format!("a:x:5:{members}\n"), many, ":".repeat(1 << 20), "\0".repeat(1 << 20)]
+        {
+            let found =
+                resolve_in("web", || Ok(PASSWD_TEXT.into()), || Ok(group.into_bytes())).unwrap();
             assert!(found.supplementary_gids.len() <= MAX_SUPPLEMENTARY_GROUPS);
         }
     }

@@ -65,7 +65,8 @@ async fn an_oci_layout_keeps_its_digest_and_its_layers_are_shared() {
 async fn docker_save_archives_old_and_linked() {
     let scratch = scratch().await;
     let layer = Tar::new().file("a", b"a").finish();
-    let built = Built::new(&[layer.clone(), layer.clone()], serde_json::json!({"Entrypoint": ["/a"]}));
+    let built =
+        Built::new(&[layer.clone(), layer.clone()], serde_json::json!({"Entrypoint": ["/a"]}));
     let config_name = format!("{}.json", atoll_image::Digest::of(&built.config).hex());
     let (one, two) = ("1".repeat(64), "2".repeat(64));
     let manifest = serde_json::json!([{
@@ -84,7 +85,10 @@ async fn docker_save_archives_old_and_linked() {
     let images = scratch.store.import(&file, None, ProgressSink::none()).await.unwrap();
     assert_eq!(images[0].references, ["demo:1", "demo:latest"]);
     let image = scratch.store.resolve(&"demo".parse().unwrap()).unwrap();
-    assert_eq!((image.layers.len(), image.config.entrypoint.as_slice()), (2, ["/a".to_owned()].as_slice()));
+    assert_eq!(
+        (image.layers.len(), image.config.entrypoint.as_slice()),
+        (2, ["/a".to_owned()].as_slice())
+    );
     let again = scratch.store.import(&file, None, ProgressSink::none()).await.unwrap();
     assert_eq!(again[0].digest, images[0].digest, "the same content is the same image");
 }
@@ -103,9 +107,17 @@ async fn an_archive_does_not_take_over_the_name_of_another_image() {
     let busybox = "busybox".parse().unwrap();
     assert_eq!(scratch.store.resolve(&busybox).unwrap().digest, good.digest());
     scratch.store.import(&file, Some("mine".parse().unwrap()), ProgressSink::none()).await.unwrap();
-    assert_eq!(scratch.store.resolve(&busybox).unwrap().digest, good.digest(), "its own names are ignored");
+    assert_eq!(
+        scratch.store.resolve(&busybox).unwrap().digest,
+        good.digest(),
+        "its own names are ignored"
+    );
     scratch.store.import(&file, Some(busybox.clone()), ProgressSink::none()).await.unwrap();
-    assert_eq!(scratch.store.resolve(&busybox).unwrap().digest, evil.digest(), "who is asked to replaces");
+    assert_eq!(
+        scratch.store.resolve(&busybox).unwrap().digest,
+        evil.digest(),
+        "who is asked to replaces"
+    );
 }
 
 #[tokio::test]
@@ -119,7 +131,10 @@ async fn archives_whose_parts_do_not_fit_are_refused() {
     let at = honest.windows(blob.len()).position(|window| window == blob).unwrap();
     let mut changed = honest.clone();
     changed[at + 20] ^= 1;
-    let lying = Built { config: honest_config_of(b"c"), ..Built::new(&[Tar::new().file("a", b"b").finish()], serde_json::json!({})) };
+    let lying = Built {
+        config: honest_config_of(b"c"),
+        ..Built::new(&[Tar::new().file("a", b"b").finish()], serde_json::json!({}))
+    };
     for (what, bytes) in [
         ("changed", changed),
         ("missing", built.layout("x:1")),
@@ -141,6 +156,11 @@ fn honest_config_of(content: &[u8]) -> Vec<u8> {
 /// The same image with a manifest that names its (exchanged) configuration.
 fn relinked(built: &Built) -> Built {
     let mut manifest: serde_json::Value = serde_json::from_slice(&built.manifest).unwrap();
-    manifest["config"] = support::descriptor("application/vnd.oci.image.config.v1+json", &built.config);
-    Built { manifest: manifest.to_string().into_bytes(), config: built.config.clone(), layers: built.layers.clone() }
+    manifest["config"] =
+        support::descriptor("application/vnd.oci.image.config.v1+json", &built.config);
+    Built {
+        manifest: manifest.to_string().into_bytes(),
+        config: built.config.clone(),
+        layers: built.layers.clone(),
+    }
 }

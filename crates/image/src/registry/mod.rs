@@ -6,7 +6,9 @@ use crate::error::ImageErrorKind;
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// Plain HTTP to another machine.
-    #[error("plain HTTP is spoken to this machine's own registries only, and {registry} is another")]
+    #[error(
+        "plain HTTP is spoken to this machine's own registries only, and {registry} is another"
+    )]
     PlainHttp {
         /// Which registry.
         registry: String,

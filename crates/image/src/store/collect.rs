@@ -44,7 +44,8 @@ struct Candidate {
 
 /// In which order images would go: unnamed ones, then those not used for longest.
 fn plan(mut candidates: Vec<Candidate>) -> Vec<Digest> {
-    candidates.sort_by(|a, b| (a.named, a.last_used, &a.digest).cmp(&(b.named, b.last_used, &b.digest)));
+    candidates
+        .sort_by(|a, b| (a.named, a.last_used, &a.digest).cmp(&(b.named, b.last_used, &b.digest)));
     candidates.into_iter().map(|candidate| candidate.digest).collect()
 }
 
@@ -68,7 +69,8 @@ impl Inner {
     }
 
     pub(super) fn collect(&self, high_water: HighWater) -> Result<Collected, ImageError> {
-        let mut collected = Collected { freed_bytes: self.remove_unneeded_layers()?, ..Collected::default() };
+        let mut collected =
+            Collected { freed_bytes: self.remove_unneeded_layers()?, ..Collected::default() };
         self.remove_old_partials()?;
         let order = plan(candidates(&self.state()));
         for digest in order {
@@ -87,7 +89,12 @@ impl Inner {
     }
 
     /// Takes an image out of the index, unless somebody uses it. Its layers go with the next sweep.
-    fn remove_image(&self, digest: &Digest, name: &str, collected: &mut Collected) -> Result<(), ImageError> {
+    fn remove_image(
+        &self,
+        digest: &Digest,
+        name: &str,
+        collected: &mut Collected,
+    ) -> Result<(), ImageError> {
         let _writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (before, next) = {
             let mut state = self.state();
@@ -127,7 +134,8 @@ impl Inner {
             let layer = directory.join(&name);
             freed += layer_bytes(&layer);
             // Under the lock: nobody can pin it in between.
-            fs::rename(&layer, trash.path().join(&name)).map_err(|error| io_error("remove", &layer, error))?;
+            fs::rename(&layer, trash.path().join(&name))
+                .map_err(|error| io_error("remove", &layer, error))?;
         }
         let path = trash.path().to_owned();
         trash.close().map_err(|error| io_error("remove", &path, error))?;
@@ -141,7 +149,9 @@ impl Inner {
             .state()
             .index
             .records()
-            .flat_map(|(digest, record)| [digest.hex().to_owned(), record.config_digest.hex().to_owned()])
+            .flat_map(|(digest, record)| {
+                [digest.hex().to_owned(), record.config_digest.hex().to_owned()]
+            })
             .collect();
         let directory = self.directory.join("blobs/sha256");
         for name in names(&directory)?.into_iter().filter(|name| !needed.contains(name)) {
@@ -168,8 +178,9 @@ impl Inner {
     fn is_above(&self, high_water: HighWater) -> Result<bool, ImageError> {
         match high_water {
             HighWater::DiskPercent(percent) => {
-                let stat = rustix::fs::statvfs(&self.directory)
-                    .map_err(|error| io_error("ask for the free space of", &self.directory, error))?;
+                let stat = rustix::fs::statvfs(&self.directory).map_err(|error| {
+                    io_error("ask for the free space of", &self.directory, error)
+                })?;
                 // As df counts: what is kept back for root is not there.
                 let used = stat.f_blocks.saturating_sub(stat.f_bfree);
                 let all = used.saturating_add(stat.f_bavail);
@@ -177,7 +188,8 @@ impl Inner {
             }
             HighWater::StoreBytes(bytes) => {
                 let directory = self.directory.join("layers");
-                let sum: u64 = names(&directory)?.iter().map(|name| layer_bytes(&directory.join(name))).sum();
+                let sum: u64 =
+                    names(&directory)?.iter().map(|name| layer_bytes(&directory.join(name))).sum();
                 // An image without a byte of its own is unused all the same.
                 Ok(bytes == 0 || sum > bytes)
             }
@@ -190,16 +202,24 @@ fn candidates(state: &State) -> Vec<Candidate> {
     let free = state.index.records().filter(|(digest, _)| !leased.contains(digest));
     free.map(|(digest, record)| Candidate {
         digest: digest.clone(),
-        last_used: state.leases.last_used(digest).unwrap_or(record.imported_at).max(record.imported_at),
+        last_used: state
+            .leases
+            .last_used(digest)
+            .unwrap_or(record.imported_at)
+            .max(record.imported_at),
         named: !state.index.references_of(digest).is_empty(),
     })
     .collect()
 }
 
 fn is_needed(state: &State, chain: &Digest) -> bool {
-    let lease_on_unknown = || state.leases.leased().into_iter().any(|digest| state.index.get(digest).is_none());
+    let lease_on_unknown =
+        || state.leases.leased().into_iter().any(|digest| state.index.get(digest).is_none());
     state.pins.contains_key(chain)
-        || state.index.records().any(|(_, record)| record.layers.iter().any(|layer| layer.chain == *chain))
+        || state
+            .index
+            .records()
+            .any(|(_, record)| record.layers.iter().any(|layer| layer.chain == *chain))
         || lease_on_unknown()
 }
 
@@ -214,7 +234,9 @@ fn layer_bytes(layer: &Path) -> u64 {
 
 fn remove_file(path: &Path) -> Result<(), ImageError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error("remove", path, error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io_error("remove", path, error))
+        }
         _ => Ok(()),
     }
 }
@@ -236,7 +258,10 @@ mod tests {
             candidate("old", 10, true),
             candidate("middle", 20, true),
         ]);
-        let expected: Vec<_> = ["unnamed", "old", "middle", "new"].iter().map(|name| Digest::of(name.as_bytes())).collect();
+        let expected: Vec<_> = ["unnamed", "old", "middle", "new"]
+            .iter()
+            .map(|name| Digest::of(name.as_bytes()))
+            .collect();
         assert_eq!(order, expected);
     }
 }

@@ -48,7 +48,9 @@ impl Index {
         let path = directory.join(FILE);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
             Err(error) => return Err(io_error("read", &path, error)),
         };
         let mut index: Self = match serde_json::from_slice(&bytes) {
@@ -56,12 +58,16 @@ impl Index {
             Err(error) => {
                 let aside = directory.join("index.json.damaged");
                 tracing::error!(path = %path.display(), aside = %aside.display(), %error, "the index of images is damaged and was set aside; pull or import images again");
-                std::fs::rename(&path, &aside).map_err(|error| io_error("set aside", &path, error))?;
+                std::fs::rename(&path, &aside)
+                    .map_err(|error| io_error("set aside", &path, error))?;
                 return Ok(Self::default());
             }
         };
         let complete = |record: &ImageRecord| {
-            record.layers.iter().all(|layer| directory.join("layers").join(layer.chain.hex()).join("fs").is_dir())
+            record
+                .layers
+                .iter()
+                .all(|layer| directory.join("layers").join(layer.chain.hex()).join("fs").is_dir())
         };
         index.images.retain(|digest, record| {
             let keep = complete(record);
@@ -76,8 +82,8 @@ impl Index {
 
     pub(super) fn save(&self, directory: &Path) -> Result<(), ImageError> {
         let path = directory.join(FILE);
-        let bytes =
-            serde_json::to_vec(self).map_err(|error| io_error("write", &path, std::io::Error::other(error)))?;
+        let bytes = serde_json::to_vec(self)
+            .map_err(|error| io_error("write", &path, std::io::Error::other(error)))?;
         atomic_file::replace(&path, &bytes).map_err(|error| io_error("write", &path, error))
     }
 
@@ -113,13 +119,21 @@ impl Index {
             .references
             .iter()
             .filter(|(_, named)| *named == digest)
-            .map(|(name, _)| name.parse().map_or_else(|_| name.clone(), |reference: ImageReference| reference.familiar()))
+            .map(|(name, _)| {
+                name.parse()
+                    .map_or_else(|_| name.clone(), |reference: ImageReference| reference.familiar())
+            })
             .collect();
         names.sort();
         names
     }
 
-    pub(super) fn insert(&mut self, digest: Digest, record: ImageRecord, references: &[ImageReference]) {
+    pub(super) fn insert(
+        &mut self,
+        digest: Digest,
+        record: ImageRecord,
+        references: &[ImageReference],
+    ) {
         for reference in references {
             // name:tag@digest: the tag was not looked up, so it names nothing here.
             let name = match reference.digest().map(|digest| reference.with_digest(digest)) {

@@ -84,7 +84,12 @@ impl Inner {
     }
 
     /// Unpacks a layer whose content is known by its diff id, unless it is here; says whether it was.
-    pub(crate) fn ensure_layer(&self, job: &LayerJob<'_>, diff_id: &Digest, pins: &mut Pins<'_>) -> Result<(LayerRecord, bool), ImageError> {
+    pub(crate) fn ensure_layer(
+        &self,
+        job: &LayerJob<'_>,
+        diff_id: &Digest,
+        pins: &mut Pins<'_>,
+    ) -> Result<(LayerRecord, bool), ImageError> {
         let chain = Digest::chain(job.below.last().map(|layer| &layer.chain), diff_id);
         self.unpacking.run(&chain, || match self.find_layer(&chain, pins) {
             Some(layer) => Ok((layer, true)),
@@ -102,7 +107,8 @@ impl Inner {
         let staging = self.staging_directory()?;
         let tree = staging.path().join("fs");
         fs::create_dir(&tree).map_err(|error| io_error("make", &tree, error))?;
-        let mode = Mode::Layer { lowest: job.below.is_empty(), require_end_mark: job.diff_id.is_none() };
+        let mode =
+            Mode::Layer { lowest: job.below.is_empty(), require_end_mark: job.diff_id.is_none() };
         let unpacked = match self.run_helper(job.archive, &tree, mode).map_err(failed)? {
             Outcome::Unpacked(unpacked) => unpacked,
             Outcome::Failed(error) => return Err(failed(error)),
@@ -117,10 +123,16 @@ impl Inner {
             });
         }
         if unpacked.skipped_devices > 0 {
-            tracing::info!(layer = job.label, count = unpacked.skipped_devices, "device nodes of a layer were left out");
+            tracing::info!(
+                layer = job.label,
+                count = unpacked.skipped_devices,
+                "device nodes of a layer were left out"
+            );
         }
-        let below: Vec<PathBuf> = job.below.iter().rev().map(|layer| self.layer_tree(&layer.chain)).collect();
-        finish_layer(&tree, &unpacked, &below).map_err(|error| io_error("complete", &tree, error))?;
+        let below: Vec<PathBuf> =
+            job.below.iter().rev().map(|layer| self.layer_tree(&layer.chain)).collect();
+        finish_layer(&tree, &unpacked, &below)
+            .map_err(|error| io_error("complete", &tree, error))?;
         let chain = Digest::chain(job.below.last().map(|layer| &layer.chain), &diff_id);
         pins.add(&chain);
         self.name_layer(staging, &chain, &diff_id, &unpacked)?;
@@ -145,7 +157,8 @@ impl Inner {
             skipped_xattrs: unpacked.skipped_xattrs,
         };
         let path = staging.path().join("layer.json");
-        let bytes = serde_json::to_vec(&file).map_err(|error| io_error("write", &path, std::io::Error::other(error)))?;
+        let bytes = serde_json::to_vec(&file)
+            .map_err(|error| io_error("write", &path, std::io::Error::other(error)))?;
         atomic_file::replace(&path, &bytes).map_err(|error| io_error("write", &path, error))?;
         let directory = self.layer_directory(chain);
         match fs::rename(staging.path(), &directory) {
@@ -160,7 +173,12 @@ impl Inner {
     }
 
     /// Takes the files of an image archive out of it, into `directory`.
-    pub(crate) fn stage(&self, archive: &Path, label: &str, directory: &Path) -> Result<Staged, ImageError> {
+    pub(crate) fn stage(
+        &self,
+        archive: &Path,
+        label: &str,
+        directory: &Path,
+    ) -> Result<Staged, ImageError> {
         let failed = |source| ImageError::Unpack { layer: label.to_owned(), source };
         match self.run_helper(archive, directory, Mode::Stage).map_err(failed)? {
             Outcome::Staged(staged) => Ok(staged),
@@ -169,14 +187,22 @@ impl Inner {
         }
     }
 
-    fn run_helper(&self, archive: &Path, directory: &Path, mode: Mode) -> Result<Outcome, UnpackError> {
+    fn run_helper(
+        &self,
+        archive: &Path,
+        directory: &Path,
+        mode: Mode,
+    ) -> Result<Outcome, UnpackError> {
         let file = File::open(archive).map_err(|error| UnpackError::Io {
             operation: "open".to_owned(),
             path: archive.display().to_string(),
             detail: error.to_string(),
         })?;
-        let request =
-            Request { mode, limits: self.limits(), parent_pid: rustix::process::getpid().as_raw_pid() };
+        let request = Request {
+            mode,
+            limits: self.limits(),
+            parent_pid: rustix::process::getpid().as_raw_pid(),
+        };
         Ok(self.options.helper.run(file, directory, &request)?)
     }
 }

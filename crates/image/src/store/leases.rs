@@ -23,18 +23,22 @@ pub(super) struct Leases {
 
 impl Leases {
     pub(super) fn load(directory: &Path) -> Result<Self, ImageError> {
-        let mut leases =
-            Self { directory: directory.into(), by_holder: BTreeMap::new(), last_used: HashMap::new() };
+        let mut leases = Self {
+            directory: directory.into(),
+            by_holder: BTreeMap::new(),
+            last_used: HashMap::new(),
+        };
         for name in names(directory)? {
-            let parsed = name
-                .split_once('~')
-                .filter(|(holder, _)| is_holder(holder))
-                .and_then(|(holder, hex)| Some((holder, format!("sha256:{hex}").parse::<Digest>().ok()?)));
+            let parsed = name.split_once('~').filter(|(holder, _)| is_holder(holder)).and_then(
+                |(holder, hex)| Some((holder, format!("sha256:{hex}").parse::<Digest>().ok()?)),
+            );
             match parsed {
                 Some((holder, digest)) => {
                     leases.by_holder.entry(holder.to_owned()).or_default().insert(digest);
                 }
-                None => tracing::warn!(name, directory = %directory.display(), "a lease with a name that makes no sense is ignored"),
+                None => {
+                    tracing::warn!(name, directory = %directory.display(), "a lease with a name that makes no sense is ignored")
+                }
             }
         }
         leases.load_last_used()?;
@@ -49,8 +53,10 @@ impl Leases {
         let used = self.used_directory();
         for name in names(&used)? {
             let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else { continue };
-            let modified = std::fs::metadata(used.join(&name)).and_then(|metadata| metadata.modified());
-            if let Some(time) = modified.ok().and_then(|time| jiff::Timestamp::try_from(time).ok()) {
+            let modified =
+                std::fs::metadata(used.join(&name)).and_then(|metadata| metadata.modified());
+            if let Some(time) = modified.ok().and_then(|time| jiff::Timestamp::try_from(time).ok())
+            {
                 self.last_used.insert(digest, time);
             }
         }
@@ -131,8 +137,9 @@ impl Inner {
             return Err(ImageError::BadHolder { holder: holder.chars().take(80).collect() });
         }
         let mut state = self.state();
-        let image =
-            self.image(&state, digest).ok_or_else(|| ImageError::NotFound { name: digest.to_string() })?;
+        let image = self
+            .image(&state, digest)
+            .ok_or_else(|| ImageError::NotFound { name: digest.to_string() })?;
         state.leases.add(holder, digest)?;
         Ok(image)
     }

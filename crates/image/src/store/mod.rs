@@ -140,9 +140,15 @@ impl ImageStore {
     ///
     /// # Errors
     /// [`ImageError::Locked`], [`ImageError::NewerFormat`], or what the file system refused.
-    pub async fn open(directory: impl Into<PathBuf>, options: StoreOptions) -> Result<Self, ImageError> {
+    pub async fn open(
+        directory: impl Into<PathBuf>,
+        options: StoreOptions,
+    ) -> Result<Self, ImageError> {
         let directory = directory.into();
-        blocking(move || Inner::open(directory, options).map(|inner| Self { inner: Arc::new(inner) })).await
+        blocking(move || {
+            Inner::open(directory, options).map(|inner| Self { inner: Arc::new(inner) })
+        })
+        .await
     }
 
     /// Imports an archive: `docker save`, OCI layout, or a root file system; plain, gzip or zstd. With a reference the archive's own
@@ -200,7 +206,10 @@ impl ImageStore {
     ///
     /// # Errors
     /// What the file system refused.
-    pub fn retain_leases(&self, is_alive: impl Fn(&str) -> bool) -> Result<Vec<String>, ImageError> {
+    pub fn retain_leases(
+        &self,
+        is_alive: impl Fn(&str) -> bool,
+    ) -> Result<Vec<String>, ImageError> {
         let holders = self.inner.state().leases.holders();
         let dead: Vec<String> = holders.into_iter().filter(|holder| !is_alive(holder)).collect();
         for holder in &dead {
@@ -213,8 +222,11 @@ impl ImageStore {
     #[must_use]
     pub fn list(&self) -> Vec<ImageSummary> {
         let digests = self.inner.state().index.digests();
-        let mut list: Vec<_> = digests.iter().filter_map(|digest| self.inner.summary(digest)).collect();
-        list.sort_by(|a, b| b.imported_at.cmp(&a.imported_at).then_with(|| a.digest.cmp(&b.digest)));
+        let mut list: Vec<_> =
+            digests.iter().filter_map(|digest| self.inner.summary(digest)).collect();
+        list.sort_by(|a, b| {
+            b.imported_at.cmp(&a.imported_at).then_with(|| a.digest.cmp(&b.digest))
+        });
         list
     }
 
@@ -256,8 +268,8 @@ impl ImageStore {
         credentials: Option<Credentials>,
     ) -> Result<bool, ImageError> {
         let inner = Arc::clone(&self.inner);
-        let registry =
-            parse_registry(registry).map_err(|_| ImageError::NotFound { name: registry.to_owned() })?;
+        let registry = parse_registry(registry)
+            .map_err(|_| ImageError::NotFound { name: registry.to_owned() })?;
         blocking(move || inner.credentials.set(&registry, credentials)).await
     }
 
@@ -270,7 +282,9 @@ impl ImageStore {
 
 impl std::fmt::Debug for ImageStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ImageStore").field("directory", &self.inner.directory).finish_non_exhaustive()
+        f.debug_struct("ImageStore")
+            .field("directory", &self.inner.directory)
+            .finish_non_exhaustive()
     }
 }
 
@@ -319,7 +333,8 @@ impl Inner {
 
     fn image(&self, state: &State, digest: &Digest) -> Option<Image> {
         let record = state.index.get(digest)?;
-        let layers = record.layers.iter().rev().map(|layer| self.layer_tree(&layer.chain)).collect();
+        let layers =
+            record.layers.iter().rev().map(|layer| self.layer_tree(&layer.chain)).collect();
         Some(Image { digest: digest.clone(), config: Arc::clone(&record.config), layers })
     }
 
@@ -343,7 +358,10 @@ impl Inner {
         let state = self.state();
         let found = match name.parse::<Digest>() {
             Ok(digest) => state.index.get(&digest).map(|_| digest),
-            Err(_) => name.parse::<ImageReference>().ok().and_then(|reference| state.index.find(&reference)),
+            Err(_) => name
+                .parse::<ImageReference>()
+                .ok()
+                .and_then(|reference| state.index.find(&reference)),
         };
         found.ok_or_else(|| ImageError::NotFound { name: name.chars().take(300).collect() })
     }

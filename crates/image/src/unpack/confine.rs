@@ -6,8 +6,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use rustix::fs::{self, Mode, OFlags};
 use rustix::process::{self, Resource, Rlimit, Signal};
@@ -54,8 +54,12 @@ fn end_with_parent(parent_pid: i32) -> Result<(), UnpackError> {
 }
 
 fn leave_namespaces() -> Result<(), UnpackError> {
-    let flags = UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWNS;
-    #[expect(deprecated, reason = "its successor is unsafe because of CLONE_FILES, which is not used here")]
+    let flags =
+        UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWNS;
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe because of CLONE_FILES, which is not used here"
+    )]
     thread::unshare(flags).map_err(|error| failed("enter namespaces of its own", &error))
 }
 
@@ -68,7 +72,8 @@ fn set_limits(request: &Request) -> Result<(), UnpackError> {
     ];
     for (resource, wanted) in limits {
         // A lower hard limit stays: raising one takes a privilege that is not everywhere.
-        let hard = process::getrlimit(resource).maximum.map_or(wanted, |maximum| maximum.min(wanted));
+        let hard =
+            process::getrlimit(resource).maximum.map_or(wanted, |maximum| maximum.min(wanted));
         process::setrlimit(resource, Rlimit { current: Some(hard), maximum: Some(hard) })
             .map_err(|error| failed("limit resources", &error))?;
     }
@@ -80,7 +85,8 @@ fn drop_privileges() -> Result<(), UnpackError> {
         | CapabilitiesSecureBits::NO_ROOT_LOCKED
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
-    thread::set_capabilities_secure_bits(locked).map_err(|error| failed("lock the secure bits", &error))?;
+    thread::set_capabilities_secure_bits(locked)
+        .map_err(|error| failed("lock the secure bits", &error))?;
     for number in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         match thread::remove_capability_from_bounding_set(capability) {
@@ -90,7 +96,8 @@ fn drop_privileges() -> Result<(), UnpackError> {
             Err(error) => return Err(failed("empty the bounding set", &error)),
         }
     }
-    let sets = CapabilitySets { effective: KEPT, permitted: KEPT, inheritable: CapabilitySet::empty() };
+    let sets =
+        CapabilitySets { effective: KEPT, permitted: KEPT, inheritable: CapabilitySet::empty() };
     thread::set_capabilities(None, sets).map_err(|error| failed("drop capabilities", &error))?;
     thread::set_no_new_privs(true).map_err(|error| failed("set no_new_privs", &error))
 }

@@ -49,7 +49,8 @@ pub(super) struct Metered<R> {
 
 impl Meter {
     pub(super) fn new(limit_bytes: u64) -> Self {
-        let state = MeterState { hasher: Hasher::default(), read_bytes: 0, limit_bytes, exceeded: false };
+        let state =
+            MeterState { hasher: Hasher::default(), read_bytes: 0, limit_bytes, exceeded: false };
         Self(Rc::new(RefCell::new(state)))
     }
 

@@ -10,7 +10,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
-use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{
+    self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
 use rustix::io::Errno;
 
 use super::decompress::{Meter, decoder};
@@ -56,10 +58,9 @@ pub(crate) fn extract_archive(
         buffer: RefCell::new(vec![0; 128 * 1024]),
     };
     match extractor.run(archive) {
-        Err(_) if meter.exceeded() => Err(UnpackError::TooLarge {
-            what: "bytes".to_owned(),
-            limit: options.limits.max_bytes,
-        }),
+        Err(_) if meter.exceeded() => {
+            Err(UnpackError::TooLarge { what: "bytes".to_owned(), limit: options.limits.max_bytes })
+        }
         Err(error) => Err(error),
         Ok(()) => {
             let mut unpacked = extractor.unpacked;
@@ -102,7 +103,11 @@ impl Extractor {
         Ok(())
     }
 
-    fn place<R: Read>(&mut self, archive: &mut Archive<R>, entry: &Entry) -> Result<(), UnpackError> {
+    fn place<R: Read>(
+        &mut self,
+        archive: &mut Archive<R>,
+        entry: &Entry,
+    ) -> Result<(), UnpackError> {
         let place = Place::of(&entry.path)?;
         let path = join(&place.components);
         let owner = owner(entry)?;
@@ -190,7 +195,8 @@ impl Extractor {
                 limit: self.options.limits.max_bytes,
             });
         }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))
             .map_err(|error| io_error("make the file", &entry.path, error))?;
         let file = File::from(file);
@@ -247,8 +253,9 @@ impl Extractor {
         let Some((target_parents, target_name)) = target.split() else {
             return Err(refused(entry, "a hard link to the root"));
         };
-        let directory = super::tree::open_directory(self.tree.root(), &join(target_parents), OFlags::PATH)
-            .map_err(|_| refused(entry, "a hard link to a file that this archive has not"))?;
+        let directory =
+            super::tree::open_directory(self.tree.root(), &join(target_parents), OFlags::PATH)
+                .map_err(|_| refused(entry, "a hard link to a file that this archive has not"))?;
         let stat = match fs::statat(&directory, target_name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if !is_whiteout(&stat) => stat,
             _ => return Err(refused(entry, "a hard link to a file that this archive has not")),
@@ -267,7 +274,12 @@ impl Extractor {
             .map_err(|error| io_error("make the hard link", &entry.path, error))
     }
 
-    fn place_whiteout(&mut self, entry: &Entry, parents: &[&[u8]], name: &[u8]) -> Result<(), UnpackError> {
+    fn place_whiteout(
+        &mut self,
+        entry: &Entry,
+        parents: &[&[u8]],
+        name: &[u8],
+    ) -> Result<(), UnpackError> {
         if self.options.lowest {
             return Ok(());
         }
@@ -295,8 +307,10 @@ impl Extractor {
                 }
                 Ok(())
             }
-            Err(Errno::NOENT) => fs::mknodat(&*parent, hidden, FileType::CharacterDevice, Mode::empty(), 0)
-                .map_err(|error| io_error("make the whiteout", &path, error)),
+            Err(Errno::NOENT) => {
+                fs::mknodat(&*parent, hidden, FileType::CharacterDevice, Mode::empty(), 0)
+                    .map_err(|error| io_error("make the whiteout", &path, error))
+            }
             Err(error) => Err(io_error("look at", &path, error)),
         }
     }
@@ -319,7 +333,9 @@ impl Extractor {
             }
             match fs::fsetxattr(&object, name.as_slice(), value, XattrFlags::empty()) {
                 Ok(()) => {}
-                Err(Errno::OPNOTSUPP | Errno::PERM | Errno::TOOBIG | Errno::RANGE | Errno::INVAL) => {
+                Err(
+                    Errno::OPNOTSUPP | Errno::PERM | Errno::TOOBIG | Errno::RANGE | Errno::INVAL,
+                ) => {
                     self.unpacked.skipped_xattrs += 1;
                 }
                 Err(error) => return Err(io_error("set an attribute of", &entry.path, error)),
@@ -331,7 +347,9 @@ impl Extractor {
     /// Children changed the times of their directories; what is not there any more has none.
     fn set_directory_times(&self) {
         for (path, time) in &self.directory_times {
-            if let Ok(directory) = super::tree::open_directory(self.tree.root(), path, OFlags::RDONLY) {
+            if let Ok(directory) =
+                super::tree::open_directory(self.tree.root(), path, OFlags::RDONLY)
+            {
                 let times = Timestamps { last_access: *time, last_modification: *time };
                 let _ = fs::futimens(&directory, &times);
             }
@@ -355,7 +373,12 @@ impl Extractor {
     }
 }
 
-fn place_special(parent: &OwnedFd, name: &[u8], entry: &Entry, owner: (Uid, Gid)) -> Result<(), UnpackError> {
+fn place_special(
+    parent: &OwnedFd,
+    name: &[u8],
+    entry: &Entry,
+    owner: (Uid, Gid),
+) -> Result<(), UnpackError> {
     if entry.kind == Kind::Symlink {
         if entry.link.is_empty() {
             return Err(refused(entry, "a symbolic link to nothing"));
@@ -384,7 +407,10 @@ fn is_kept(name: &[u8], value: &[u8]) -> bool {
         // SOURCE: include/uapi/linux/capability.h: VFS_CAP_REVISION_2 is 0x02000000 in the first (little-endian) word, 20 bytes.
         return value.len() == 20 && value[3] == 2;
     }
-    name.starts_with(b"user.") && !name.starts_with(b"user.overlay.") && name.len() <= 255 && !name.contains(&0)
+    name.starts_with(b"user.")
+        && !name.starts_with(b"user.overlay.")
+        && name.len() <= 255
+        && !name.contains(&0)
 }
 
 fn owner(entry: &Entry) -> Result<(Uid, Gid), UnpackError> {

@@ -47,7 +47,12 @@ impl UnpackHelper {
 
     /// Runs the helper on an archive, in a directory. Blocks; must be called from a thread that stays until it returns: the helper
     /// dies with the thread that started it.
-    pub(crate) fn run(&self, archive: File, directory: &Path, request: &Request) -> Result<Outcome, HelperFailure> {
+    pub(crate) fn run(
+        &self,
+        archive: File,
+        directory: &Path,
+        request: &Request,
+    ) -> Result<Outcome, HelperFailure> {
         let request = serde_json::to_string(request)
             .map_err(|error| HelperFailure::Answer { detail: error.to_string() })?;
         let mut child = Command::new(&self.program)
@@ -69,7 +74,8 @@ impl UnpackHelper {
         if !status.success() {
             return Err(HelperFailure::Died { how: how_it_ended(status, &complaint) });
         }
-        serde_json::from_slice(&answer).map_err(|error| HelperFailure::Answer { detail: error.to_string() })
+        serde_json::from_slice(&answer)
+            .map_err(|error| HelperFailure::Answer { detail: error.to_string() })
     }
 
     fn wait(&self, child: &mut Child) -> Result<ExitStatus, HelperFailure> {
@@ -108,7 +114,10 @@ impl From<HelperFailure> for UnpackError {
 }
 
 fn wait_for_end(child: &Child, timeout: Duration) -> std::io::Result<bool> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(std::io::ErrorKind::InvalidInput)?;
+    let pid = i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or(std::io::ErrorKind::InvalidInput)?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
     let deadline = std::time::Instant::now() + timeout;
     loop {
@@ -124,7 +133,10 @@ fn wait_for_end(child: &Child, timeout: Duration) -> std::io::Result<bool> {
 }
 
 /// Reads a pipe to its end and keeps the first `limit` bytes.
-fn read_in_background(pipe: Option<impl Read + Send + 'static>, limit: u64) -> std::thread::JoinHandle<Vec<u8>> {
+fn read_in_background(
+    pipe: Option<impl Read + Send + 'static>,
+    limit: u64,
+) -> std::thread::JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
         let mut kept = Vec::new();
         if let Some(mut pipe) = pipe {

@@ -132,7 +132,9 @@ pub(crate) enum Outcome {
 #[serde(rename_all = "snake_case")]
 pub enum UnpackError {
     /// The helper could not shut itself in, so it did not begin.
-    #[error("cannot confine the unpacking ({step}): {detail}; a kernel with Landlock (5.19 or newer, in the lsm= list) and root are needed")]
+    #[error(
+        "cannot confine the unpacking ({step}): {detail}; a kernel with Landlock (5.19 or newer, in the lsm= list) and root are needed"
+    )]
     Confinement {
         /// What was being done.
         step: String,
@@ -218,11 +220,16 @@ mod path_list {
     use serde::de::Error as _;
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(paths: &[Vec<u8>], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        paths: &[Vec<u8>],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(paths.iter().map(|path| STANDARD.encode(path)))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec<u8>>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Vec<u8>>, D::Error> {
         Vec::<String>::deserialize(deserializer)?
             .iter()
             .map(|text| STANDARD.decode(text).map_err(D::Error::custom))

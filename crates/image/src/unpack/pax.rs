@@ -24,7 +24,8 @@ pub(super) struct Overrides {
 pub(super) fn parse(mut block: &[u8]) -> Result<Overrides, UnpackError> {
     let mut overrides = Overrides::default();
     while !block.is_empty() {
-        let (record, rest) = split_record(block).ok_or_else(|| damaged("a pax record's length is wrong"))?;
+        let (record, rest) =
+            split_record(block).ok_or_else(|| damaged("a pax record's length is wrong"))?;
         block = rest;
         let equals = record
             .iter()
@@ -56,7 +57,9 @@ fn take(overrides: &mut Overrides, key: &[u8], value: &[u8]) -> Result<(), Unpac
         b"gid" => overrides.gid = Some(number()?),
         b"mtime" => overrides.mtime = time(value),
         _ if key.starts_with(b"GNU.sparse.") => {
-            return Err(damaged("a sparse file in pax form, which is not supported: write the archive without --sparse"));
+            return Err(damaged(
+                "a sparse file in pax form, which is not supported: write the archive without --sparse",
+            ));
         }
         _ => {
             if let Some(name) = key.strip_prefix(XATTR_PREFIX) {
@@ -101,7 +104,11 @@ mod tests {
         let overrides = parse(b"18 path=a\n9 size=7\n11 mtime=1.5\n").unwrap_err();
         assert!(overrides.to_string().contains("pax"), "18 is longer than the record");
         let overrides = parse(b"20 path=a\n9 size=7\n\n13 mtime=1.5\n12 uid=1000\n").unwrap();
-        assert_eq!(overrides.path.as_deref(), Some(b"a\n9 size=7\n".as_slice()), "a newline is no end");
+        assert_eq!(
+            overrides.path.as_deref(),
+            Some(b"a\n9 size=7\n".as_slice()),
+            "a newline is no end"
+        );
         assert_eq!((overrides.mtime, overrides.uid), (Some((1, 500_000_000)), Some(1000)));
     }
 

@@ -20,7 +20,11 @@ use crate::digest::Hasher;
 const MAX_FILES: usize = 10_000;
 
 /// Stages the archive that `input` holds into the directory `root`.
-pub(crate) fn stage_archive(input: impl Read, root: &OwnedFd, limits: Limits) -> Result<Staged, UnpackError> {
+pub(crate) fn stage_archive(
+    input: impl Read,
+    root: &OwnedFd,
+    limits: Limits,
+) -> Result<Staged, UnpackError> {
     let meter = Meter::new(limits.max_bytes);
     let plain = decoder(input).map_err(|error| damaged(&format!("it cannot be read: {error}")))?;
     let mut archive = Archive::new(meter.watch(plain), limits, true);
@@ -80,7 +84,9 @@ fn archive_name(path: &[u8], kind: Kind) -> Option<String> {
     let known = if below || kind == Kind::Directory {
         first == "blobs" || hex
     } else {
-        matches!(first, "oci-layout" | "repositories") || first.ends_with(".json") || first.ends_with(".tar")
+        matches!(first, "oci-layout" | "repositories")
+            || first.ends_with(".json")
+            || first.ends_with(".tar")
     };
     known.then(|| name.to_owned())
 }

@@ -230,16 +230,17 @@ impl<R: Read> Archive<R> {
             (stored, None)
         };
         let number = |value: std::io::Result<u64>, what: &str| {
-            value.map_err(|_| damaged(&format!("the {what} of \"{}\" is no number", printable(&path))))
+            value.map_err(|_| {
+                damaged(&format!("the {what} of \"{}\" is no number", printable(&path)))
+            })
         };
         let (mtime_seconds, mtime_nanos) =
             extensions.pax.mtime.unwrap_or_else(|| (header_mtime(header), 0));
         Ok(Entry {
             kind,
-            mode: header
-                .mode()
-                .map_err(|_| damaged(&format!("the mode of \"{}\" is no number", printable(&path))))?
-                & 0o7777,
+            mode: header.mode().map_err(|_| {
+                damaged(&format!("the mode of \"{}\" is no number", printable(&path)))
+            })? & 0o7777,
             uid: match extensions.pax.uid {
                 Some(uid) => uid,
                 None => number(header.uid(), "owner")?,
@@ -365,7 +366,8 @@ fn header_mtime(header: &Header) -> i64 {
 fn verify_checksum(header: &Header) -> Result<(), UnpackError> {
     let bytes = header.as_bytes();
     let sum: u32 = bytes[..148].iter().chain(&bytes[156..]).map(|byte| u32::from(*byte)).sum();
-    let stored = header.cksum().map_err(|_| damaged("a header without a checksum: no tar archive"))?;
+    let stored =
+        header.cksum().map_err(|_| damaged("a header without a checksum: no tar archive"))?;
     if stored != sum + 8 * u32::from(b' ') {
         return Err(damaged("a header's checksum is wrong"));
     }

@@ -131,7 +131,12 @@ impl Tree {
         Ok(current)
     }
 
-    fn make_implicit(&mut self, parent: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), UnpackError> {
+    fn make_implicit(
+        &mut self,
+        parent: &OwnedFd,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<(), UnpackError> {
         match fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
@@ -155,7 +160,12 @@ impl Tree {
     }
 
     /// Removes what has this name, whatever it is; says whether that was a whiteout.
-    pub(super) fn clear(&mut self, parent: &OwnedFd, name: &[u8], path: &[u8]) -> Result<bool, UnpackError> {
+    pub(super) fn clear(
+        &mut self,
+        parent: &OwnedFd,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<bool, UnpackError> {
         let stat = match fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(false),
@@ -213,11 +223,19 @@ fn remove_tree(parent: &OwnedFd, name: &[u8], depth: usize) -> Result<(), Errno>
 }
 
 /// Names what the kernel refused; a full disk by its own variant.
-pub(super) fn io_error(operation: &str, path: &[u8], error: impl Into<std::io::Error>) -> UnpackError {
+pub(super) fn io_error(
+    operation: &str,
+    path: &[u8],
+    error: impl Into<std::io::Error>,
+) -> UnpackError {
     let error = error.into();
-    let full = [Errno::NOSPC, Errno::DQUOT].iter().any(|full| error.raw_os_error() == Some(full.raw_os_error()));
+    let full = [Errno::NOSPC, Errno::DQUOT]
+        .iter()
+        .any(|full| error.raw_os_error() == Some(full.raw_os_error()));
     if full {
-        return UnpackError::DiskFull { detail: format!("cannot {operation} \"{}\": {error}", printable(path)) };
+        return UnpackError::DiskFull {
+            detail: format!("cannot {operation} \"{}\": {error}", printable(path)),
+        };
     }
     UnpackError::Io {
         operation: operation.to_owned(),

@@ -51,9 +51,14 @@ impl Scratch {
     }
 
     /// Imports bytes as a root file system (or whatever they are) under a name.
-    pub async fn import(&self, bytes: &[u8], reference: &str) -> Result<PathBuf, atoll_image::ImageError> {
+    pub async fn import(
+        &self,
+        bytes: &[u8],
+        reference: &str,
+    ) -> Result<PathBuf, atoll_image::ImageError> {
         let file = self.write("import.tar", bytes);
-        let images = self.store.import(file, Some(reference.parse().unwrap()), ProgressSink::none()).await?;
+        let images =
+            self.store.import(file, Some(reference.parse().unwrap()), ProgressSink::none()).await?;
         Ok(self.store.get(&images[0].digest).unwrap().layers[0].clone())
     }
 
@@ -192,7 +197,8 @@ pub struct Built {
 impl Built {
     /// An image of these plain layer archives, gzipped, with this `config` section.
     pub fn new(layers: &[Vec<u8>], section: serde_json::Value) -> Self {
-        let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
+        let diff_ids: Vec<String> =
+            layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
         let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
         let config = serde_json::json!({
             "architecture": architecture, "os": "linux", "config": section,
