@@ -1,5 +1,15 @@
 //! Spawner and shim: starts sandboxes and stays their parent.
 
+mod channel;
+mod clock;
 pub mod container;
+mod conversation;
+mod directory;
+mod end_reason;
 pub mod engine;
 pub mod gvisor;
+mod log;
+mod out_buffer;
+mod shim;
+pub mod spawner;
+mod stream;
