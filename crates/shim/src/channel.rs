@@ -143,17 +143,18 @@ impl Channel {
 
 fn open_null() -> Result<OwnedFd, DirectoryError> {
     let path = Path::new("/dev/null");
-    std::fs::OpenOptions::new().write(true).open(path).map(OwnedFd::from).map_err(|source| {
-        DirectoryError::Io { operation: "open", path: path.into(), source }
-    })
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .map(OwnedFd::from)
+        .map_err(|source| DirectoryError::Io { operation: "open", path: path.into(), source })
 }
 
 /// A number that nobody inside can guess.
 fn unguessable() -> Result<u64, DirectoryError> {
     use std::io::Read;
     let path = Path::new("/dev/urandom");
-    let failed =
-        |source| DirectoryError::Io { operation: "read", path: path.into(), source };
+    let failed = |source| DirectoryError::Io { operation: "read", path: path.into(), source };
     let mut bytes = [0; 8];
     std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut bytes)).map_err(failed)?;
     Ok(u64::from_le_bytes(bytes))

@@ -132,17 +132,16 @@ impl Directory {
             .mode(0o600)
             .open(self.path.join(RESERVE));
         if let Ok(file) = file {
-            let _ = rustix::fs::fallocate(
-                file,
-                rustix::fs::FallocateFlags::empty(),
-                0,
-                RESERVE_BYTES,
-            );
+            let _ =
+                rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES);
         }
     }
 
     /// Reads a record; `None` when there is none.
-    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, DirectoryError> {
+    pub(crate) fn read<T: DeserializeOwned>(
+        &self,
+        name: &str,
+    ) -> Result<Option<T>, DirectoryError> {
         read_json(&self.path.join(name))
     }
 
@@ -156,10 +155,8 @@ impl Directory {
         let first = self.try_write(name, record, durability);
         match &first {
             Err(DirectoryError::Io { source, .. })
-                if matches!(
-                    source.kind(),
-                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded
-                ) && fs::remove_file(self.path.join(RESERVE)).is_ok() =>
+                if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+                    && fs::remove_file(self.path.join(RESERVE)).is_ok() =>
             {
                 self.try_write(name, record, durability)
             }

@@ -34,18 +34,19 @@ pub(crate) struct Observation {
 }
 
 /// Decides.
-pub(crate) fn decide(container: &str, observation: &Observation, at_unix_micros: i64) -> ContainerExit {
+pub(crate) fn decide(
+    container: &str,
+    observation: &Observation,
+    at_unix_micros: i64,
+) -> ContainerExit {
     let (code, signal, reason, message) = match &observation.seen {
         Seen::Command(exited) => {
             let (reason, message) = command_ended(exited, observation);
             (exited.code, exited.signal, reason, message.into())
         }
-        Seen::StartFailed(failure) => (
-            Some(failure.kind.exit_code()),
-            None,
-            ExitReason::StartFailed,
-            failure.message.clone(),
-        ),
+        Seen::StartFailed(failure) => {
+            (Some(failure.kind.exit_code()), None, ExitReason::StartFailed, failure.message.clone())
+        }
         Seen::FirstProcessGone => {
             let (reason, message) = first_process_gone(observation);
             let killed = matches!(reason, ExitReason::Stopped | ExitReason::OutOfMemory);

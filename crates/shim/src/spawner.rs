@@ -75,7 +75,8 @@ pub struct Given {
 }
 
 fn read_request(packet: &[u8], descriptors: Vec<OwnedFd>) -> Result<(SpawnRequest, Given), String> {
-    let request: SpawnRequest = serde_json::from_slice(packet).map_err(|error| error.to_string())?;
+    let request: SpawnRequest =
+        serde_json::from_slice(packet).map_err(|error| error.to_string())?;
     if request.version != SHIM_PROTOCOL_VERSION {
         return Err(format!(
             "version {} of the protocol is not known; this program speaks {SHIM_PROTOCOL_VERSION}",

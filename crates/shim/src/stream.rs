@@ -170,7 +170,11 @@ mod tests {
         assert_eq!(stream.credit_due(|_| 0), 0, "the other one has not");
         stream.client_credit(2, u32::MAX);
         assert_eq!(stream.credit_due(|id| if id == 2 { WINDOW as usize } else { 0 }), 0);
-        assert_eq!(u64::from(stream.credit_due(|_| 0)), WINDOW, "credit of 4 GiB is given in windows");
+        assert_eq!(
+            u64::from(stream.credit_due(|_| 0)),
+            WINDOW,
+            "credit of 4 GiB is given in windows"
+        );
         assert!(stream.remove_taker(1) && !stream.remove_taker(1));
         assert!(!stream.receive(WINDOW as usize + 1), "more than was allowed");
     }

@@ -142,14 +142,14 @@ impl LogWriter {
         );
         let mut rest = data;
         while !rest.is_empty() && text_most > 0 && self.file.is_some() {
-            let (text, taken, full) = match rest.iter().take(text_most + 1).position(|b| *b == b'\n')
-            {
-                Some(end) => (&rest[..end], end + 1, true),
-                None => {
-                    let end = rest.len().min(text_most);
-                    (&rest[..end], end, false)
-                }
-            };
+            let (text, taken, full) =
+                match rest.iter().take(text_most + 1).position(|b| *b == b'\n') {
+                    Some(end) => (&rest[..end], end + 1, true),
+                    None => {
+                        let end = rest.len().min(text_most);
+                        (&rest[..end], end, false)
+                    }
+                };
             self.push(&time, output, text, taken, full);
             rest = &rest[taken..];
         }
@@ -214,7 +214,8 @@ impl LogWriter {
         if self.batch.len() as u64 + record_bytes > self.batch_most() {
             self.flush();
         }
-        let record = LogRecord { time: time.into(), stream: output.stream(), full, text: text.into() };
+        let record =
+            LogRecord { time: time.into(), stream: output.stream(), full, text: text.into() };
         record.encode(&mut self.batch);
         self.batch_output_bytes += taken as u64;
         let offset = self.batch_mark.offset(output);

@@ -88,15 +88,14 @@ impl PositionFile {
     pub(super) fn read(&self) -> Option<Stored> {
         let mut bytes = [0; WORDS * 8];
         self.0.as_ref()?.read_exact_at(&mut bytes, 0).ok()?;
-        let mut words = bytes.chunks_exact(8).map(|word| {
-            <[u8; 8]>::try_from(word).map(u64::from_le_bytes).unwrap_or_default()
-        });
+        let mut words = bytes
+            .chunks_exact(8)
+            .map(|word| <[u8; 8]>::try_from(word).map(u64::from_le_bytes).unwrap_or_default());
         let mut next = || words.next().unwrap_or_default();
         if next() != MAGIC {
             return None;
         }
-        let mut mark =
-            || Mark { length_bytes: next(), stdout_bytes: next(), stderr_bytes: next() };
+        let mut mark = || Mark { length_bytes: next(), stdout_bytes: next(), stderr_bytes: next() };
         let (reached, intended) = (mark(), mark());
         let at = Position {
             mark: reached,

@@ -53,8 +53,7 @@ fn the_files_stay_within_the_bound_and_kept_plus_dropped_is_everything() {
     let paths = [directory.path().join("main.log.1"), directory.path().join("main.log")];
     let on_disk: u64 = paths.iter().map(|path| fs::metadata(path).unwrap().len()).sum();
     assert!(on_disk <= most, "{on_disk} bytes on disk");
-    let kept: usize =
-        paths.iter().map(|path| text(&records(path), LogStream::Stdout).len()).sum();
+    let kept: usize = paths.iter().map(|path| text(&records(path), LogStream::Stdout).len()).sum();
     assert!(kept as u64 > most / 8, "{kept} bytes kept");
     assert_eq!(kept as u64 + log.dropped_bytes(), offset);
 }

@@ -36,8 +36,12 @@ impl Shim {
     fn take_message(&mut self, at: usize, stream: u32, message: GuestMessage) {
         match message {
             GuestMessage::HelloAck(ack) => self.acknowledged(at, &ack),
-            GuestMessage::Stdout { offset, data } => self.output(at, stream, Output::Stdout, offset, data),
-            GuestMessage::Stderr { offset, data } => self.output(at, stream, Output::Stderr, offset, data),
+            GuestMessage::Stdout { offset, data } => {
+                self.output(at, stream, Output::Stdout, offset, data)
+            }
+            GuestMessage::Stderr { offset, data } => {
+                self.output(at, stream, Output::Stderr, offset, data)
+            }
             GuestMessage::Credit(bytes) => self.input_credit(at, stream, bytes),
             message if stream == MAIN => self.main_message(at, message),
             message => self.client_message(at, stream, message),

@@ -157,21 +157,26 @@ fn listen(directory: &Path) -> Result<OwnedFd, DirectoryError> {
         let path = path.clone();
         move |errno: rustix::io::Errno| DirectoryError::Io { operation, path, source: errno.into() }
     };
-    let parent = rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(failed("open"))?;
+    let parent = rustix::fs::open(
+        directory,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(failed("open"))?;
     match rustix::fs::unlink(&path) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
         Err(errno) => return Err(failed("remove")(errno)),
     }
     let number = std::os::fd::AsRawFd::as_raw_fd(&parent);
-    let address = SocketAddrUnix::new(format!("/proc/self/fd/{number}/shim.sock"))
-        .map_err(failed("name"))?;
+    let address =
+        SocketAddrUnix::new(format!("/proc/self/fd/{number}/shim.sock")).map_err(failed("name"))?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
         .map_err(failed("make"))?;
     rustix::net::bind(&socket, &address).map_err(failed("bind"))?;
     let mode = Mode::RUSR | Mode::WUSR;
-    rustix::fs::chmodat(CWD, &path, mode, rustix::fs::AtFlags::empty()).map_err(failed("protect"))?;
+    rustix::fs::chmodat(CWD, &path, mode, rustix::fs::AtFlags::empty())
+        .map_err(failed("protect"))?;
     rustix::net::listen(&socket, BACKLOG).map_err(failed("listen on"))?;
     Ok(socket)
 }
@@ -238,10 +243,7 @@ impl Shim {
     fn begin_container(&mut self, at: usize) -> Result<(), String> {
         let boot = self.engine.boot(at).map_err(|error| error.to_string())?;
         let container = &mut self.containers[at];
-        container
-            .channel
-            .send(MAIN, HostMessage::Boot(boot))
-            .map_err(|error| error.to_string())?;
+        container.channel.send(MAIN, HostMessage::Boot(boot)).map_err(|error| error.to_string())?;
         let directory = self.directory.path().join(&container.plan.name);
         let streams = Channel::guest_streams(&directory).map_err(|error| error.to_string())?;
         let begun = self.engine.begin(at, streams).map_err(|error| error.to_string())?;

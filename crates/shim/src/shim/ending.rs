@@ -120,7 +120,10 @@ impl Shim {
         true
     }
 
-    fn write_end(&self, launch_failure: Option<String>) -> Result<(), crate::directory::DirectoryError> {
+    fn write_end(
+        &self,
+        launch_failure: Option<String>,
+    ) -> Result<(), crate::directory::DirectoryError> {
         let ended: Vec<&Container> =
             self.containers.iter().filter(|container| container.exit.is_some()).collect();
         let record = EndRecord {
@@ -128,7 +131,10 @@ impl Shim {
             ended_at_unix_micros: clock::unix_micros(),
             containers: ended.iter().filter_map(|container| container.exit.clone()).collect(),
             launch_failure,
-            log_dropped_bytes: ended.iter().map(|container| container.log.dropped_bytes()).collect(),
+            log_dropped_bytes: ended
+                .iter()
+                .map(|container| container.log.dropped_bytes())
+                .collect(),
         };
         self.directory.write("end.json", &record, Durability::Disk)
     }
@@ -176,7 +182,8 @@ impl Shim {
                 let _ = self.containers[at].channel.send(MAIN, HostMessage::Signal(request));
             }
         }
-        let kill_at = clock::monotonic() + Duration::from_millis(grace_millis.min(MAX_GRACE_MILLIS));
+        let kill_at =
+            clock::monotonic() + Duration::from_millis(grace_millis.min(MAX_GRACE_MILLIS));
         self.kill_at = Some(self.kill_at.map_or(kill_at, |earlier| earlier.min(kill_at)));
     }
 
@@ -212,8 +219,7 @@ impl Shim {
     pub(super) fn note_dropped(&mut self, at: usize) {
         let container = &self.containers[at];
         if container.log.dropped_bytes() != container.told_dropped_bytes {
-            self.tell_dropped_at
-                .get_or_insert_with(|| clock::monotonic() + DROPPED_EVENT_INTERVAL);
+            self.tell_dropped_at.get_or_insert_with(|| clock::monotonic() + DROPPED_EVENT_INTERVAL);
         }
     }
 }

@@ -42,9 +42,7 @@ enum Phase {
     /// Containers run, or have ended without all of it being on disk and cleaned.
     Running,
     /// Everything is over and told; clients may take what they are owed until then.
-    Over {
-        until: Duration,
-    },
+    Over { until: Duration },
 }
 
 /// The shim.
@@ -276,12 +274,8 @@ impl Shim {
 
     /// Ends conversations that are over.
     fn sweep(&mut self) {
-        let over: Vec<_> = self
-            .conversations
-            .iter()
-            .filter(|(_, one)| one.is_over())
-            .map(|(&id, _)| id)
-            .collect();
+        let over: Vec<_> =
+            self.conversations.iter().filter(|(_, one)| one.is_over()).map(|(&id, _)| id).collect();
         for id in over {
             self.end_conversation(id);
         }

@@ -51,18 +51,26 @@ impl Shim {
             ShimRequest::Exec { container, process } => {
                 self.open_stream(id, &container, Purpose::Process, HostMessage::Exec(process));
             }
-            ShimRequest::Attach { container, from_start } => self.attach(id, &container, from_start),
+            ShimRequest::Attach { container, from_start } => {
+                self.attach(id, &container, from_start)
+            }
             ShimRequest::Upload { container, transfer } => {
                 self.open_stream(id, &container, Purpose::Transfer, HostMessage::Upload(transfer));
             }
             ShimRequest::Download { container, transfer } => {
-                self.open_stream(id, &container, Purpose::Transfer, HostMessage::Download(transfer));
+                self.open_stream(
+                    id,
+                    &container,
+                    Purpose::Transfer,
+                    HostMessage::Download(transfer),
+                );
             }
             ShimRequest::Processes { container } => {
                 self.open_stream(id, &container, Purpose::Question, HostMessage::ListProcesses);
             }
             ShimRequest::Signal { container, signal } => {
-                let reply = self.signal(&container, signal).map_or_else(refused, |()| ShimReply::Ok);
+                let reply =
+                    self.signal(&container, signal).map_or_else(refused, |()| ShimReply::Ok);
                 self.reply(id, &reply);
             }
             ShimRequest::Stop { grace_millis } => {
@@ -114,7 +122,13 @@ impl Shim {
             .ok_or_else(|| format!("the sandbox has no container {name:?}"))
     }
 
-    fn open_stream(&mut self, id: ConversationId, name: &str, purpose: Purpose, message: HostMessage) {
+    fn open_stream(
+        &mut self,
+        id: ConversationId,
+        name: &str,
+        purpose: Purpose,
+        message: HostMessage,
+    ) {
         let opened = self.try_open_stream(id, name, purpose, message);
         let Some(one) = self.conversations.get_mut(&id) else { return };
         match opened {
@@ -187,9 +201,7 @@ impl Shim {
     fn end_attached(&mut self, at: usize, id: ConversationId, last_word: LastWord) {
         let message = match last_word {
             LastWord::Exited(exited) => atoll_wire::guest::GuestMessage::Exited(exited),
-            LastWord::StartFailed(failure) => {
-                atoll_wire::guest::GuestMessage::StartFailed(failure)
-            }
+            LastWord::StartFailed(failure) => atoll_wire::guest::GuestMessage::StartFailed(failure),
         };
         let kept = self.containers[at].streams.get(&MAIN).is_some_and(|main| main.held.is_some());
         if let (Some(one), Ok(frame)) = (self.conversations.get_mut(&id), message.into_frame(0)) {
@@ -208,7 +220,10 @@ impl Shim {
         }
         let container = &mut self.containers[at];
         container.signals_sent |= 1 << (request.signal - 1);
-        container.channel.send(MAIN, HostMessage::Signal(request)).map_err(|error| error.to_string())
+        container
+            .channel
+            .send(MAIN, HostMessage::Signal(request))
+            .map_err(|error| error.to_string())
     }
 
     /// What a client of a stream may send, with the stream's own number.

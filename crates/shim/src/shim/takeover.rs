@@ -78,7 +78,8 @@ impl Shim {
         let record = self.directory.read::<ShimRecord>("shim.json").ok().flatten();
         let _ = self.engine.adopt(&record.unwrap_or_else(empty_record));
         for container in &mut self.containers {
-            container.exit = end.containers.iter().find(|one| one.container == container.plan.name).cloned();
+            container.exit =
+                end.containers.iter().find(|one| one.container == container.plan.name).cloned();
             container.recorded = true;
         }
         self.launch_failure = end.launch_failure;
@@ -122,9 +123,10 @@ impl Shim {
         let mut started = None;
         for state in &ack.streams {
             if state.stream == MAIN {
-                for (output, sent) in
-                    [(Output::Stdout, state.stdout_sent_bytes), (Output::Stderr, state.stderr_sent_bytes)]
-                {
+                for (output, sent) in [
+                    (Output::Stdout, state.stdout_sent_bytes),
+                    (Output::Stderr, state.stderr_sent_bytes),
+                ] {
                     let lost = sent.saturating_sub(container.log.taken_bytes(output));
                     container.log.lose(output, lost);
                 }

@@ -61,7 +61,8 @@ fn launch(names: &[&str]) -> Launch {
 fn names_in_a_launch_can_be_used_as_parts_of_paths() {
     let directory = Path::new("/sandboxes/0123456789abcdef");
     assert_eq!(check_launch(&launch(&["main", "side-car.2"]), directory), Ok(()));
-    for bad in ["", ".", "..", "../x", "a/b", "-a", "a b", "logs", "shim.sock", "shim.lock", "a\n"] {
+    for bad in ["", ".", "..", "../x", "a/b", "-a", "a b", "logs", "shim.sock", "shim.lock", "a\n"]
+    {
         assert!(check_launch(&launch(&[bad]), directory).is_err(), "{bad:?}");
     }
     assert!(check_launch(&launch(&[]), directory).is_err());
