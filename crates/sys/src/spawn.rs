@@ -1,0 +1,281 @@
+//! Starts a process as a lesser user: identity, capabilities, system call filter, limits and descriptors are in force before its first
+//! instruction, and what cannot be applied fails the start with the exact step.
+//!
+//! Owns nothing that lives on: the caller reaps. Forks rather than sharing memory with the child until it execs: a workload of the same
+//! user could otherwise stop the child in that moment, and the caller with it. Never inherits a descriptor or a signal disposition.
+
+mod child;
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+/// A system call filter, ready to be put in force by a process just forked.
+#[derive(Clone)]
+pub struct Filter(Vec<libc::sock_filter>);
+
+/// Most instructions that the kernel takes. SOURCE: BPF_MAXINSNS in include/uapi/linux/bpf_common.h.
+const MAX_FILTER_INSTRUCTIONS: usize = 4096;
+/// SOURCE: struct sock_filter in include/uapi/linux/filter.h.
+const FILTER_INSTRUCTION_BYTES: usize = 8;
+
+impl Filter {
+    /// Reads an array of `struct sock_filter` as bytes; `None` when it cannot be one.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let instructions = bytes.len() / FILTER_INSTRUCTION_BYTES;
+        if !bytes.len().is_multiple_of(FILTER_INSTRUCTION_BYTES)
+            || instructions == 0
+            || instructions > MAX_FILTER_INSTRUCTIONS
+        {
+            return None;
+        }
+        let read = |bytes: &[u8]| libc::sock_filter {
+            code: u16::from_le_bytes([bytes[0], bytes[1]]),
+            jt: bytes[2],
+            jf: bytes[3],
+            k: u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
+        };
+        Some(Self(bytes.chunks_exact(FILTER_INSTRUCTION_BYTES).map(read).collect()))
+    }
+}
+
+impl std::fmt::Debug for Filter {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Filter({} instructions)", self.0.len())
+    }
+}
+
+/// Who a process is, and what it may do.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Real, effective and saved user id.
+    pub uid: u32,
+    /// Real, effective and saved group id.
+    pub gid: u32,
+    /// Supplementary groups, whole.
+    pub supplementary_gids: Vec<u32>,
+    /// The bounding set, as a kernel mask, and for user 0 what is permitted and effective. What the caller does not have itself
+    /// is not given. Inheritable and ambient sets are empty.
+    pub capabilities: u64,
+    /// Set no_new_privs.
+    pub no_new_privileges: bool,
+    /// The filter to put in force last of all.
+    pub filter: Option<Filter>,
+}
+
+/// A program to start.
+#[derive(Debug)]
+pub struct Program {
+    /// Paths to try in this order, as `execvp` does with PATH.
+    pub candidates: Vec<CString>,
+    /// Arguments, the name first.
+    pub args: Vec<CString>,
+    /// The whole environment.
+    pub env: Vec<CString>,
+    /// Entered as the new user.
+    pub working_directory: CString,
+    /// Who it is.
+    pub identity: Identity,
+    /// Its umask.
+    pub umask: u32,
+    /// Written to oom_score_adj where the kernel lets it.
+    pub oom_score_adj: i32,
+    /// Soft and hard limit of open files.
+    pub open_files: (u64, u64),
+    /// Standard input becomes the controlling terminal.
+    pub controlling_terminal: bool,
+}
+
+/// The step at which a start failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Step {
+    /// A session, or the controlling terminal.
+    Session = 1,
+    /// Standard streams.
+    Descriptors = 2,
+    /// Resource limits.
+    Limits = 3,
+    /// Users, groups, capabilities.
+    Identity = 4,
+    /// no_new_privs and the system call filter.
+    Filter = 5,
+    /// The working directory.
+    WorkingDirectory = 6,
+    /// The program itself.
+    Execute = 7,
+}
+
+impl Step {
+    const ALL: [Self; 7] = [
+        Self::Session,
+        Self::Descriptors,
+        Self::Limits,
+        Self::Identity,
+        Self::Filter,
+        Self::WorkingDirectory,
+        Self::Execute,
+    ];
+
+    fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|step| *step as u8 == number)
+    }
+}
+
+/// Why a process did not come to execute its program. It has ended, or is about to, and wants to be reaped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("cannot start a process: {step:?} failed")]
+pub struct StartError {
+    /// Where.
+    pub step: Step,
+    /// The kernel's answer.
+    pub source: Errno,
+}
+
+/// No process could be made at all.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make a process")]
+pub struct ForkError {
+    /// The kernel's answer: EAGAIN at a limit of processes.
+    #[from]
+    pub source: Errno,
+}
+
+/// A process that has been forked and will tell whether it executed its program.
+#[derive(Debug)]
+pub struct Starting {
+    pid: i32,
+    status: OwnedFd,
+}
+
+/// How far a start has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Not executed yet.
+    Pending,
+    /// The program runs (or the process was killed before it could).
+    Executed,
+    /// It failed.
+    Failed(StartError),
+}
+
+impl Starting {
+    /// The process.
+    #[must_use]
+    pub const fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Becomes readable when [`progress`](Self::progress) has news.
+    #[must_use]
+    pub const fn status(&self) -> &OwnedFd {
+        &self.status
+    }
+
+    /// Asks, without waiting.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let mut message = [0; child::STATUS_BYTES];
+        match rustix::io::read(&self.status, &mut message) {
+            Err(Errno::AGAIN | Errno::INTR) => Progress::Pending,
+            // The descriptor was closed by exec, or with its process.
+            Ok(0) | Err(_) => Progress::Executed,
+            Ok(_) => {
+                let [step, errno @ ..] = message;
+                let step = Step::from_number(step).unwrap_or(Step::Execute);
+                let source = Errno::from_raw_os_error(i32::from_le_bytes(errno));
+                Progress::Failed(StartError { step, source })
+            }
+        }
+    }
+}
+
+/// Starts a program with these three standard streams. All else that the caller has open is closed.
+///
+/// # Errors
+/// [`ForkError`]; what fails later is told by [`Starting::progress`].
+pub fn start(program: &Program, standard: [BorrowedFd<'_>; 3]) -> Result<Starting, ForkError> {
+    let (status, child_status) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&status, true)?;
+    let plan =
+        child::Plan::new(program, standard.map(|fd| fd.as_raw_fd()), child_status.as_raw_fd());
+    // SAFETY: the child only runs `Plan::execute`, which makes system calls on memory prepared above and never returns: no lock
+    // that another thread may have held is taken.
+    match unsafe { libc::fork() } {
+        -1 => Err(last_errno().into()),
+        0 => plan.execute(),
+        pid => Ok(Starting { pid, status }),
+    }
+}
+
+/// Runs `work` in a child process of that identity, with these standard streams and nothing else open, and an address space of at most so
+/// many bytes. The child ends with the number that `work` returns; with 125 when the identity could not be taken on.
+///
+/// # Errors
+/// [`ForkError`]: EBUSY when the calling process has other threads, whose locks the child would find taken for ever.
+pub fn start_helper(
+    identity: &Identity,
+    standard: [BorrowedFd<'_>; 3],
+    address_space_bytes: u64,
+    work: impl FnOnce() -> i32,
+) -> Result<i32, ForkError> {
+    if threads() != Some(1) {
+        return Err(Errno::BUSY.into());
+    }
+    let standard = standard.map(|fd| fd.as_raw_fd());
+    let plan = child::IdentityPlan::new(identity);
+    // SAFETY: this is the process's only thread, so the child's copy of memory is whole; the child never returns from here.
+    match unsafe { libc::fork() } {
+        -1 => Err(last_errno().into()),
+        0 => {
+            let become_helper = || -> Result<(), (Step, Errno)> {
+                child::take_standard_streams(&standard)?;
+                child::close_all_others()?;
+                child::bound_address_space(address_space_bytes)?;
+                plan.take_on()?;
+                plan.confine()
+            };
+            let code = match become_helper() {
+                Ok(()) => std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+                    .unwrap_or(HELPER_FAILED),
+                Err(_) => HELPER_FAILED,
+            };
+            child::end(code)
+        }
+        pid => Ok(pid),
+    }
+}
+
+/// Exit code of a helper that could not become what it should.
+const HELPER_FAILED: i32 = 125;
+
+fn threads() -> Option<usize> {
+    Some(std::fs::read_dir("/proc/self/task").ok()?.count())
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// Limits of open files of the calling process: soft, hard.
+#[must_use]
+pub fn open_files_limit() -> (u64, u64) {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX))
+}
+
+/// Whether the calling process may have more descriptors now: its soft limit becomes its hard limit, or `most` when that is less.
+pub fn raise_open_files_limit(most: u64) -> bool {
+    let (_, hard) = open_files_limit();
+    let limit = rustix::process::Rlimit { current: Some(hard.min(most)), maximum: Some(hard) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).is_ok()
+}
+
+/// A raw descriptor of a child's plan.
+type Raw = RawFd;
+
+#[cfg(test)]
+mod tests;

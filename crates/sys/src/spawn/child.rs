@@ -1,0 +1,314 @@
+//! What a process just forked does to itself until it executes its program.
+//!
+//! Everything is prepared before the fork: from there on only system calls are made, nothing is allocated, no lock is taken. Never
+//! returns into the parent's code except where [`super::start_helper`] says so.
+
+use std::ffi::CString;
+use std::ptr;
+
+use rustix::io::Errno;
+
+use super::{Filter, Identity, Program, Raw, Step, last_errno};
+
+/// A step's number and an error number: less than PIPE_BUF, so written as a whole.
+pub(super) const STATUS_BYTES: usize = 5;
+/// SOURCE: _LINUX_CAPABILITY_VERSION_3 in include/uapi/linux/capability.h.
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+/// Exit code of a process that did not come to execute its program; its parent knows why by the status pipe.
+const NOT_EXECUTED: i32 = 127;
+
+type Outcome = Result<(), (Step, Errno)>;
+
+/// SOURCE: struct __user_cap_header_struct.
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+/// SOURCE: struct __user_cap_data_struct; two of them make 64 bits.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct CapabilityData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// An identity with all that it takes to become it.
+pub(super) struct IdentityPlan<'a> {
+    identity: &'a Identity,
+    /// Capabilities to drop from the bounding set.
+    dropped: Vec<u32>,
+    /// What is permitted and effective afterwards.
+    capabilities: u64,
+}
+
+impl<'a> IdentityPlan<'a> {
+    pub(super) fn new(identity: &'a Identity) -> Self {
+        let own = bounding_set();
+        let dropped =
+            (0..64).filter(|number| own & !identity.capabilities & (1 << number) != 0).collect();
+        let root = identity.uid == 0;
+        let capabilities = if root { own_permitted() & identity.capabilities } else { 0 };
+        Self { identity, dropped, capabilities }
+    }
+
+    /// Becomes the user, with its capabilities. A filter that may only be installed by the privileged is installed before.
+    pub(super) fn take_on(&self) -> Outcome {
+        let failed = Step::Identity;
+        if !self.identity.no_new_privileges
+            && let Some(filter) = &self.identity.filter
+        {
+            install(filter)?;
+        }
+        for number in &self.dropped {
+            // SAFETY: takes numbers only.
+            check(failed, unsafe {
+                libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(*number), 0, 0, 0)
+            })?;
+        }
+        self.become_user()?;
+        // SAFETY: takes numbers only. Kernels without ambient capabilities (EINVAL) have none to clear.
+        unsafe {
+            libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+        }
+        self.set_capabilities()
+    }
+
+    /// By bare system calls: the C library's functions speak with other threads, which a forked process does not have.
+    fn become_user(&self) -> Outcome {
+        let Identity { uid, gid, supplementary_gids: groups, .. } = self.identity;
+        let failed = Step::Identity;
+        // SAFETY: the kernel reads `len` numbers of a vector that lives.
+        check(failed, unsafe {
+            libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr())
+        })?;
+        // SAFETY: takes numbers only.
+        check(failed, unsafe { libc::syscall(libc::SYS_setresgid, *gid, *gid, *gid) })?;
+        // SAFETY: takes numbers only.
+        check(failed, unsafe { libc::syscall(libc::SYS_setresuid, *uid, *uid, *uid) })
+    }
+
+    fn set_capabilities(&self) -> Outcome {
+        let header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+        let half = |shift: u32| {
+            let bits =
+                u32::try_from((self.capabilities >> shift) & u64::from(u32::MAX)).unwrap_or(0);
+            CapabilityData { effective: bits, permitted: bits, inheritable: 0 }
+        };
+        let data = [half(0), half(32)];
+        // SAFETY: both structures have the layout of version 3 and live until the call returns.
+        check(Step::Identity, unsafe {
+            libc::syscall(libc::SYS_capset, ptr::from_ref(&header), data.as_ptr())
+        })
+    }
+
+    /// no_new_privs, and under it the filter.
+    pub(super) fn confine(&self) -> Outcome {
+        if !self.identity.no_new_privileges {
+            return Ok(());
+        }
+        // SAFETY: takes numbers only.
+        check(Step::Filter, unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+        self.identity.filter.as_ref().map_or(Ok(()), install)
+    }
+}
+
+/// A program with everything that the kernel wants as pointers.
+pub(super) struct Plan<'a> {
+    program: &'a Program,
+    identity: IdentityPlan<'a>,
+    args: Vec<*const libc::c_char>,
+    env: Vec<*const libc::c_char>,
+    oom_score_adj: Vec<u8>,
+    standard: [Raw; 3],
+    status: Raw,
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn new(program: &'a Program, standard: [Raw; 3], status: Raw) -> Self {
+        Self {
+            program,
+            identity: IdentityPlan::new(&program.identity),
+            args: pointers(&program.args),
+            env: pointers(&program.env),
+            oom_score_adj: program.oom_score_adj.to_string().into_bytes(),
+            standard,
+            status,
+        }
+    }
+
+    /// Becomes the program, or tells why not and ends.
+    pub(super) fn execute(&self) -> ! {
+        if let Err((step, errno)) = self.prepare_and_execute() {
+            let mut message = [0; STATUS_BYTES];
+            message[0] = step as u8;
+            message[1..].copy_from_slice(&errno.raw_os_error().to_le_bytes());
+            // SAFETY: writes a buffer that lives to a descriptor number; if that fails, nobody is left to be told.
+            unsafe {
+                libc::write(self.status, message.as_ptr().cast(), message.len());
+            }
+        }
+        end(NOT_EXECUTED)
+    }
+
+    fn prepare_and_execute(&self) -> Outcome {
+        // SAFETY: takes nothing.
+        check(Step::Session, unsafe { libc::setsid() })?;
+        take_standard_streams(&self.standard)?;
+        if self.program.controlling_terminal {
+            // SAFETY: TIOCSCTTY takes a number.
+            check(Step::Session, unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })?;
+        }
+        inherit_nothing();
+        self.set_limits()?;
+        self.identity.take_on()?;
+        // SAFETY: the path is a C string that lives.
+        check(Step::WorkingDirectory, unsafe {
+            libc::chdir(self.program.working_directory.as_ptr())
+        })?;
+        self.identity.confine()?;
+        unblock_all_signals();
+        self.try_candidates()
+    }
+
+    fn set_limits(&self) -> Outcome {
+        if self.program.oom_score_adj != 0 {
+            write_oom_score_adj(&self.oom_score_adj);
+        }
+        // SAFETY: takes a number.
+        unsafe {
+            libc::umask(self.program.umask & 0o777);
+        }
+        let (soft, hard) = self.program.open_files;
+        let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+        // SAFETY: the kernel reads a structure that lives.
+        check(Step::Limits, unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })
+    }
+
+    /// As execvp: a path that is missing does not end the search, one that is forbidden is remembered.
+    fn try_candidates(&self) -> Outcome {
+        let mut forbidden = false;
+        for candidate in &self.program.candidates {
+            // SAFETY: path and both arrays are C strings that live; the arrays end with a null pointer.
+            unsafe {
+                libc::execve(candidate.as_ptr(), self.args.as_ptr(), self.env.as_ptr());
+            }
+            match last_errno() {
+                Errno::NOENT | Errno::NOTDIR => {}
+                Errno::ACCESS => forbidden = true,
+                errno => return Err((Step::Execute, errno)),
+            }
+        }
+        Err((Step::Execute, if forbidden { Errno::ACCESS } else { Errno::NOENT }))
+    }
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+fn check<N: Into<i64>>(step: Step, answer: N) -> Outcome {
+    if answer.into() == -1 { Err((step, last_errno())) } else { Ok(()) }
+}
+
+/// The caller's descriptors are all above 2, since it has its own standard streams open.
+pub(super) fn take_standard_streams(standard: &[Raw; 3]) -> Outcome {
+    for (target, source) in (0..).zip(standard) {
+        // SAFETY: takes numbers; what was open as 0 to 2 belongs to the process before the fork and is not used any more.
+        check(Step::Descriptors, unsafe { libc::dup2(*source, target) })?;
+    }
+    Ok(())
+}
+
+/// A second lock on the door: all of the caller's descriptors are made to be closed at exec, kernels without the call rely on that.
+fn inherit_nothing() {
+    // SAFETY: sets a flag on descriptors.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    }
+}
+
+/// For a process that will not execute anything: other processes' pipes must not stay open in it.
+pub(super) fn close_all_others() -> Outcome {
+    // SAFETY: the owners of these descriptors are in the parent's code, to which this process never returns.
+    check(Step::Descriptors, unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) })
+}
+
+pub(super) fn bound_address_space(bytes: u64) -> Outcome {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    // SAFETY: the kernel reads a structure that lives.
+    check(Step::Limits, unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) })
+}
+
+/// Best effort: lowering needs CAP_SYS_RESOURCE.
+fn write_oom_score_adj(text: &[u8]) {
+    // SAFETY: a C string and a buffer that live; the descriptor is closed right here.
+    unsafe {
+        let file =
+            libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if file >= 0 {
+            libc::write(file, text.as_ptr().cast(), text.len());
+            libc::close(file);
+        }
+    }
+}
+
+/// By a bare system call: the C library's function leaves out the signals that it uses itself.
+fn unblock_all_signals() {
+    let none = 0_u64;
+    // SAFETY: the kernel reads 8 bytes of a variable that lives.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            ptr::from_ref(&none),
+            ptr::null_mut::<u64>(),
+            size_of::<u64>(),
+        );
+    }
+}
+
+fn install(filter: &Filter) -> Outcome {
+    let Ok(len) = u16::try_from(filter.0.len()) else { return Err((Step::Filter, Errno::INVAL)) };
+    let program = libc::sock_fprog { len, filter: filter.0.as_ptr().cast_mut() };
+    // SAFETY: `program` points to `len` instructions that live; the kernel copies them and writes nothing.
+    check(Step::Filter, unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0_u64,
+            ptr::from_ref(&program),
+        )
+    })
+}
+
+/// The calling process's bounding set, by asking for each number.
+fn bounding_set() -> u64 {
+    (0..64_u32)
+        // SAFETY: takes numbers only; numbers without a capability answer EINVAL.
+        .take_while(|number| unsafe {
+            libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(*number), 0, 0, 0) >= 0
+        })
+        // SAFETY: as above.
+        .filter(|number| unsafe {
+            libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(*number), 0, 0, 0) == 1
+        })
+        .fold(0, |set, number| set | 1 << number)
+}
+
+fn own_permitted() -> u64 {
+    let header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let mut data = [CapabilityData { effective: 0, permitted: 0, inheritable: 0 }; 2];
+    // SAFETY: both structures have the layout of version 3; the kernel writes two of the second.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_capget, ptr::from_ref(&header), data.as_mut_ptr()) };
+    if answer == 0 { u64::from(data[0].permitted) | u64::from(data[1].permitted) << 32 } else { 0 }
+}
+
+/// Ends the process without running what the parent's code would run at its end.
+pub(super) fn end(code: i32) -> ! {
+    // SAFETY: takes a number and does not return.
+    unsafe { libc::_exit(code) }
+}
