@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 /// Older releases cannot checkpoint network servers, and lack flags that are used. The same date stands in the script that installs
 /// dependencies.
-pub const OLDEST_USABLE: u32 = 2024_01_01;
+pub const OLDEST_USABLE: u32 = 20_240_101;
 /// Where runsc is looked for beside PATH: a service manager may give none of these.
 const USUAL_DIRECTORIES: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/bin"];
 /// In order of preference. `kvm` is left out: where it works at all depends on more than a probe can tell.

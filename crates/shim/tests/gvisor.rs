@@ -8,5 +8,9 @@
 
 #[path = "gvisor/harness.rs"]
 mod harness;
+#[path = "gvisor/life.rs"]
+mod life;
+#[path = "gvisor/limits.rs"]
+mod limits;
 #[path = "gvisor/one_container.rs"]
 mod one_container;

@@ -1,11 +1,13 @@
+#![allow(clippy::print_stderr, reason = "a skipped test says so")]
+
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
 #[test]
 fn dates_are_found_in_the_versions_that_releases_and_debian_use() {
-    assert_eq!(date_in("release-20240729.0"), Some(2024_07_29));
-    assert_eq!(date_in("0.0~20240729.0-4~bpo12+1"), Some(2024_07_29));
+    assert_eq!(date_in("release-20240729.0"), Some(20_240_729));
+    assert_eq!(date_in("0.0~20240729.0-4~bpo12+1"), Some(20_240_729));
     assert_eq!(date_in("VERSION_MISSING"), None);
     assert_eq!(date_in("release-120240729.0"), None);
 }
@@ -52,7 +54,7 @@ fn a_broken_or_old_runsc_is_told_with_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let old = script(directory.path(), "#!/bin/sh\necho 'runsc version release-20220101.0'\n");
     let missing = detect_program(&old, directory.path()).unwrap_err();
-    assert_eq!(missing, GvisorMissing::TooOld { path: old, date: 2022_01_01 });
+    assert_eq!(missing, GvisorMissing::TooOld { path: old, date: 20_220_101 });
     assert!(missing.to_string().contains("install runsc"), "{missing}");
 
     let silent = script(directory.path(), "#!/bin/sh\nexit 3\n");

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use atoll_shim::engine::{Begun, Engine, Resources, StandardStreams};
+use atoll_sys::cgroup::{Cgroup, CgroupLayout, CgroupRoot};
 use atoll_sys::disk_image::{TemplateImage, mount_image};
-use atoll_sys::process::{Exit, Wait};
+use atoll_sys::process::{self, Exit, ProcessIdentity, ProcessState, Wait};
 use atoll_wire::guest::{ProcessSpec, UserIds};
 use atoll_wire::shim::{
     ContainerLimits, ContainerPlan, Engine as EngineKind, GvisorPlacement, Init, Launch, Placement,
@@ -38,6 +39,8 @@ pub(crate) struct Sandbox {
     pub(crate) engine: Box<dyn Engine>,
     directory: tempfile::TempDir,
     outputs: BTreeMap<usize, File>,
+    /// This process's children in the sandbox's group, seen after each begin.
+    pub(crate) children: Vec<ProcessIdentity>,
 }
 
 /// A process in a container of busybox.
@@ -100,7 +103,7 @@ impl Sandbox {
         change: impl FnOnce(&mut Launch),
     ) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        atoll_sys::process::become_child_subreaper().unwrap();
+        process::become_child_subreaper().unwrap();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let directory = tempfile::tempdir().unwrap();
         let containers = plan(&busybox_layer(directory.path()));
@@ -136,7 +139,8 @@ impl Sandbox {
             disks: disks(directory.path(), &launch.plan),
         };
         let engine = atoll_shim::gvisor::engine(&launch, resources).unwrap();
-        let mut sandbox = Self { launch, engine, directory, outputs: BTreeMap::new() };
+        let mut sandbox =
+            Self { launch, engine, directory, outputs: BTreeMap::new(), children: Vec::new() };
         sandbox.engine.prepare().unwrap();
         sandbox
     }
@@ -146,7 +150,23 @@ impl Sandbox {
         let (streams, input, output) = streams();
         let begun = self.engine.begin(index, streams).unwrap();
         self.outputs.insert(index, output);
+        self.note_children();
         (begun, input)
+    }
+
+    fn note_children(&mut self) {
+        let me = i32::try_from(std::process::id()).unwrap();
+        for pid in self.group().processes().unwrap_or_default() {
+            if process::parent_of(pid) == Some(me) {
+                self.children.extend(ProcessIdentity::of(pid).unwrap());
+            }
+        }
+    }
+
+    fn group(&self) -> Cgroup {
+        let layout = CgroupLayout::detect().unwrap();
+        let root = CgroupRoot::open(&layout, &self.launch.placement.cgroup_instance).unwrap();
+        root.find(&self.launch.plan.uid, None).unwrap()
     }
 
     /// All output of a container that has ended, or will.
@@ -159,10 +179,38 @@ impl Sandbox {
         self.directory.path()
     }
 
+    /// The content of the first of these files that the sandbox's control group has.
+    pub(crate) fn group_file(&self, controller: &str, names: &[&str]) -> String {
+        let group = Path::new("atoll").join(&self.launch.placement.cgroup_instance);
+        let group = group.join(&self.launch.plan.uid);
+        let roots = ["/sys/fs/cgroup", &format!("/sys/fs/cgroup/{controller}")].map(PathBuf::from);
+        let files = roots.iter().flat_map(|root| names.iter().map(|it| root.join(&group).join(it)));
+        files.filter_map(|file| fs::read_to_string(file).ok()).next().expect("a control file")
+    }
+
+    /// Fails when anything of a removed sandbox is still on the host.
+    pub(crate) fn assert_nothing_left(&self) {
+        let placement = &self.launch.placement;
+        assert!(!self.group().exists(), "its control group is left");
+        for child in &self.children {
+            assert_eq!(child.state().unwrap(), ProcessState::Gone, "{child:?} is not reaped");
+        }
+        let processes = crate::life::processes_naming(self.path());
+        assert!(processes.is_empty(), "processes are left: {processes:?}");
+        assert!(!placement.directory.join("gvisor").exists(), "its directory is left");
+        let root = placement.gvisor.as_ref().unwrap().root.join(&self.launch.plan.uid);
+        assert!(!root.exists(), "runsc's state is left");
+        let path = self.path().to_string_lossy().into_owned();
+        for mounts in ["/proc/thread-self/mountinfo", "/proc/1/mountinfo"] {
+            let text = fs::read_to_string(mounts).unwrap();
+            assert!(!text.contains(&path), "mounts are left in {mounts}");
+        }
+    }
+
     /// Waits for a sole container's end: its output and exit.
     pub(crate) fn finish(&mut self, begun: &Begun) -> (String, Exit) {
         wait(begun);
-        let exit = atoll_sys::process::peek_exit(begun.init.pid, Wait::Now).unwrap().unwrap();
+        let exit = process::peek_exit(begun.init.pid, Wait::Now).unwrap().unwrap();
         (self.output(0), exit)
     }
 }
