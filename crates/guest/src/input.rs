@@ -20,6 +20,8 @@ pub(crate) struct Input {
     terminal: bool,
     queue: Vec<u8>,
     taken: usize,
+    /// Bytes of `queue` that are the guest's own and were never granted.
+    own_bytes: usize,
     ended: bool,
     slot: Option<Slot>,
 }
@@ -52,6 +54,7 @@ impl Input {
     pub(crate) fn end(&mut self) -> usize {
         if self.terminal && !self.ended && self.sink.is_some() {
             self.queue.push(END_OF_TRANSMISSION);
+            self.own_bytes = 1;
         }
         self.ended = true;
         self.write()
@@ -100,8 +103,9 @@ impl Input {
                 Err(_) => return self.taken - before + self.close(),
             }
         }
-        let taken = self.taken - before;
+        let mut taken = self.taken - before;
         if self.taken == self.queue.len() {
+            taken = taken.saturating_sub(std::mem::take(&mut self.own_bytes));
             self.queue = Vec::new();
             self.taken = 0;
             if self.ended && !self.terminal {

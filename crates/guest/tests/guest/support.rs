@@ -12,13 +12,13 @@ use atoll_wire::frame::{Decoder, Frame, resync_padding};
 use atoll_wire::guest::*;
 
 /// Longest wait for anything: far above what is needed, so that only a hang meets it.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One guest and its host.
-pub struct Host {
-    pub guest: Child,
-    pub to_guest: File,
-    pub from_guest: File,
+pub(crate) struct Host {
+    pub(crate) guest: Child,
+    pub(crate) to_guest: File,
+    pub(crate) from_guest: File,
     decoder: Decoder,
     frames: VecDeque<Frame>,
     _directory: tempfile::TempDir,
@@ -42,7 +42,7 @@ fn open(path: &Path) -> File {
 
 impl Host {
     /// The guest as an ordinary child, greeted and booted without a filter.
-    pub fn booted() -> Self {
+    pub(crate) fn booted() -> Self {
         let mut host = Self::begin(&mut Command::new(env!("CARGO_BIN_EXE_atoll-guest")));
         host.hello(7);
         host.send(0, HostMessage::Boot(boot()));
@@ -50,7 +50,7 @@ impl Host {
     }
 
     /// The guest by that command, not spoken to yet.
-    pub fn begin(command: &mut Command) -> Self {
+    pub(crate) fn begin(command: &mut Command) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let input = fifo(&directory.path().join("in"));
         let output = fifo(&directory.path().join("out"));
@@ -70,23 +70,23 @@ impl Host {
         }
     }
 
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.guest.id()).unwrap()
     }
 
-    pub fn send(&mut self, stream: u32, message: HostMessage) {
+    pub(crate) fn send(&mut self, stream: u32, message: HostMessage) {
         let mut bytes = Vec::new();
         message.into_frame(stream).unwrap().encode(&mut bytes).unwrap();
         self.to_guest.write_all(&bytes).unwrap();
     }
 
-    pub fn hello(&mut self, epoch: u64) -> HelloAck {
+    pub(crate) fn hello(&mut self, epoch: u64) -> HelloAck {
         self.send(0, HostMessage::Hello(Hello { versions: vec![PROTOCOL_VERSION], epoch }));
         self.acknowledgement(epoch)
     }
 
     /// A new host in place of this one: what was read and not looked at is lost.
-    pub fn take_over(&mut self, epoch: u64) -> HelloAck {
+    pub(crate) fn take_over(&mut self, epoch: u64) -> HelloAck {
         self.decoder = Decoder::new();
         self.frames.clear();
         self.to_guest.write_all(&resync_padding()).unwrap();
@@ -104,12 +104,12 @@ impl Host {
     }
 
     /// The next message, waited for.
-    pub fn next_message(&mut self) -> (u32, GuestMessage) {
+    pub(crate) fn next_message(&mut self) -> (u32, GuestMessage) {
         self.message_within(PATIENCE).expect("the guest says something in time")
     }
 
     /// The next message, if one comes in that time.
-    pub fn message_within(&mut self, time: Duration) -> Option<(u32, GuestMessage)> {
+    pub(crate) fn message_within(&mut self, time: Duration) -> Option<(u32, GuestMessage)> {
         let deadline = Instant::now() + time;
         loop {
             if let Some(frame) = self.frames.pop_front() {
@@ -134,7 +134,7 @@ impl Host {
     }
 
     /// Runs to the end; grants all output, acknowledges the exit.
-    pub fn run(&mut self, stream: u32, spec: ProcessSpec) -> Ran {
+    pub(crate) fn run(&mut self, stream: u32, spec: ProcessSpec) -> Ran {
         self.send(stream, HostMessage::Exec(spec));
         let ran = self.follow(stream);
         self.send(stream, HostMessage::ExitAck);
@@ -142,7 +142,7 @@ impl Host {
     }
 
     /// Follows a stream to its end. Messages of other streams are passed over.
-    pub fn follow(&mut self, stream: u32) -> Ran {
+    pub(crate) fn follow(&mut self, stream: u32) -> Ran {
         let mut ran = Ran::default();
         loop {
             let (from, message) = self.next_message();
@@ -180,7 +180,7 @@ impl Host {
     }
 
     /// Waits for one message of a stream that is not output; output before it is dropped.
-    pub fn event(&mut self, stream: u32) -> GuestMessage {
+    pub(crate) fn event(&mut self, stream: u32) -> GuestMessage {
         loop {
             match self.next_message() {
                 (_, GuestMessage::Stdout { .. } | GuestMessage::Stderr { .. }) => {}
@@ -191,7 +191,7 @@ impl Host {
     }
 
     /// Descriptors that the guest has open.
-    pub fn open_descriptors(&self) -> usize {
+    pub(crate) fn open_descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.guest.id())).unwrap().count()
     }
 }
@@ -210,7 +210,7 @@ impl Drop for Host {
 }
 
 /// Processes below one, by /proc.
-pub fn descendants(root: u32) -> Vec<i32> {
+pub(crate) fn descendants(root: u32) -> Vec<i32> {
     let mut found = Vec::new();
     let mut next = vec![root.to_string()];
     while let Some(pid) = next.pop() {
@@ -225,32 +225,32 @@ pub fn descendants(root: u32) -> Vec<i32> {
 
 /// What came of a process.
 #[derive(Debug, Default)]
-pub struct Ran {
-    pub pid: Option<i32>,
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
-    pub granted: u64,
-    pub exited: Option<Exited>,
-    pub failure: Option<StartFailure>,
-    pub transferred: Option<TransferOutcome>,
+pub(crate) struct Ran {
+    pub(crate) pid: Option<i32>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) granted: u64,
+    pub(crate) exited: Option<Exited>,
+    pub(crate) failure: Option<StartFailure>,
+    pub(crate) transferred: Option<TransferOutcome>,
 }
 
 impl Ran {
-    pub fn code(&self) -> Option<i32> {
+    pub(crate) fn code(&self) -> Option<i32> {
         self.exited.and_then(|exited| exited.code)
     }
 
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.stdout).unwrap()
     }
 }
 
-pub fn boot() -> Boot {
+pub(crate) fn boot() -> Boot {
     Boot { hostname: None, seccomp_filter_base64: String::new(), pids_limit: None }
 }
 
 /// A process of the test's own user.
-pub fn spec(args: &[&str]) -> ProcessSpec {
+pub(crate) fn spec(args: &[&str]) -> ProcessSpec {
     ProcessSpec {
         args: args.iter().map(|arg| (*arg).to_owned()).collect(),
         env: vec!["PATH=/usr/bin:/bin".into()],
@@ -271,8 +271,8 @@ pub fn spec(args: &[&str]) -> ProcessSpec {
     }
 }
 
-pub fn shell(script: &str) -> ProcessSpec {
+pub(crate) fn shell(script: &str) -> ProcessSpec {
     spec(&["sh", "-c", script])
 }
 
-pub const SUCCESS: Exited = Exited { code: Some(0), signal: None, pids_limit: false };
+pub(crate) const SUCCESS: Exited = Exited { code: Some(0), signal: None, pids_limit: false };

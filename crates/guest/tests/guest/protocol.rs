@@ -1,12 +1,10 @@
 //! The guest as an ordinary process: what a host can rely on in the protocol.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::*;
 use atoll_wire::frame::{Frame, MAX_DATA_BYTES};
 use atoll_wire::guest::*;
-use support::*;
 
 #[test]
 fn a_command_runs_and_its_exit_is_the_guests_own() {
