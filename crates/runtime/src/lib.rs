@@ -3,11 +3,14 @@
 //! Owns how a planned sandbox comes to life on this host: pools of prepared things, spawners, the connections to shims, adoption
 //! after a restart, the inventory. Never decides what should run, never touches the store, never parses what a user wrote.
 //!
-//! Entry points: [`Runtime`] and [`Sandbox`] (the contract), [`sim::SimRuntime`] (class `sim`).
+//! Entry points: [`Runtime`] and [`Sandbox`] (the contract), [`shim::ShimRuntime`] (classes `container` and `gvisor`),
+//! [`sim::SimRuntime`] (class `sim`), [`container_host`] and [`gvisor_host`] (what this host offers).
 
 pub mod clock;
+pub mod container_host;
 mod contract;
 pub mod gvisor_host;
+pub mod shim;
 pub mod sim;
 
 pub use contract::*;

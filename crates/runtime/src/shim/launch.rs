@@ -1,0 +1,313 @@
+//! Beginning a sandbox: its directory, what it takes from the pools, the request to a spawner, the first word of its shim.
+//!
+//! Runs in a task of its own, so that a caller who gives up leaves nothing half-made: what nobody waits for is destroyed again.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_sys::network_namespace::PreparedNetwork;
+use atoll_wire::shim::{
+    DescriptorRole, EVENT_KIND, Launch, Placement, SHIM_PROTOCOL_VERSION, SandboxPlan, ShimEvent,
+    SpawnRequest,
+};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock::monotonic_micros;
+use crate::{EventReceiver, RuntimeError, Sandbox};
+
+use super::connection::{FrameReader, FrameWriter, frames};
+use super::directory::{SandboxDirectory, ShimLock, is_uid};
+use super::pools::PreparedDisk;
+use super::sandbox::ShimSandbox;
+use super::{Setup, ShimHost, blocking, destroy};
+
+/// How long a shim may take to say its first word (guess: a fork and a read take milliseconds; a busy host takes longer).
+const FIRST_WORD_WITHIN: Duration = Duration::from_secs(20);
+/// How often a request that nobody took is given to another spawner.
+const ATTEMPTS: usize = 3;
+/// Events that wait for the server. A shim whose events nobody takes keeps them.
+const EVENTS: usize = 64;
+
+/// See [`crate::Runtime::launch`].
+pub(super) async fn launch(
+    host: Arc<ShimHost>,
+    setup: Setup,
+    plan: SandboxPlan,
+) -> Result<(Arc<dyn Sandbox>, EventReceiver), RuntimeError> {
+    check(&plan)?;
+    let (sender, receiver) = oneshot::channel();
+    tokio::spawn(async move {
+        let uid = plan.uid.clone();
+        let directory = host.layout.sandbox(&uid);
+        if directory.path.exists() {
+            let message = format!("a sandbox {uid} exists already");
+            drop(sender.send(Err(RuntimeError::Launch { message })));
+            return;
+        }
+        let begun = begin(&host, &setup, plan).await;
+        let failed = begun.is_err();
+        let unheard = sender.send(begun).is_err();
+        if (failed || unheard)
+            && let Err(error) = destroy::destroy(&host, &uid).await
+        {
+            tracing::warn!(uid, %error, "a sandbox that was not begun is not wholly removed");
+        }
+    });
+    match receiver.await {
+        Ok(begun) => begun,
+        Err(_) => Err(RuntimeError::Launch { message: "its launch broke off".into() }),
+    }
+}
+
+fn check(plan: &SandboxPlan) -> Result<(), RuntimeError> {
+    let refused = |message: String| Err(RuntimeError::Launch { message });
+    if !is_uid(&plan.uid) {
+        return refused(format!("{:?} is no uid", plan.uid));
+    }
+    if plan.containers.is_empty() {
+        return refused("it has no containers".into());
+    }
+    for (index, container) in plan.containers.iter().enumerate() {
+        let name = &container.name;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        // Dots are refused too: no container's directory is ever taken for a file of the shim.
+        if name.is_empty() || name.len() > 63 || !name.bytes().all(plain) {
+            return refused(format!("{name:?} is no name of a container"));
+        }
+        if plan.containers[..index].iter().any(|other| other.name == *name) {
+            return refused(format!("two containers are called {name:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Everything a sandbox takes along.
+struct Prepared {
+    request: Vec<u8>,
+    network: PreparedNetwork,
+    disks: Vec<PreparedDisk>,
+}
+
+async fn begin(
+    host: &Arc<ShimHost>,
+    setup: &Setup,
+    plan: SandboxPlan,
+) -> Result<(Arc<dyn Sandbox>, EventReceiver), RuntimeError> {
+    let (uid, directory) = (plan.uid.clone(), host.layout.sandbox(&plan.uid));
+    let containers: Vec<String> = plan.containers.iter().map(|it| it.name.clone()).collect();
+    let prepared = prepare(host, setup, plan, &directory).await?;
+    let mut last = None;
+    for _ in 0..ATTEMPTS {
+        let (stream, theirs) = conversation()?;
+        let prepared_at = monotonic_micros();
+        {
+            let descriptors = prepared.descriptors(&theirs);
+            host.spawners.send(&prepared.request, &descriptors).await?;
+        }
+        drop(theirs);
+        let (mut reader, writer) = frames(stream);
+        match first_event(&mut reader).await {
+            Ok(ShimEvent::LaunchFailed { message }) => {
+                return Err(RuntimeError::Launch { message });
+            }
+            Ok(event) => {
+                let events = pump(event, reader, writer);
+                let sandbox = ShimSandbox::new(uid, directory, containers, Some(prepared_at));
+                return Ok((Arc::new(sandbox), events));
+            }
+            Err(message) => last = Some(message),
+        }
+        if !matches!(directory.lock()?, ShimLock::NeverTaken) {
+            break;
+        }
+        // No shim ever was: the spawner died with the request, another gets it.
+    }
+    let message = last.unwrap_or_default();
+    Err(RuntimeError::Launch { message: format!("its shim was lost at its start: {message}") })
+}
+
+/// Takes from the pools and makes the directory.
+async fn prepare(
+    host: &Arc<ShimHost>,
+    setup: &Setup,
+    plan: SandboxPlan,
+    directory: &SandboxDirectory,
+) -> Result<Prepared, RuntimeError> {
+    let network = host.pools.network().await?;
+    let mut disks = Vec::with_capacity(plan.containers.len());
+    for container in &plan.containers {
+        disks.push(host.pools.disk(container.disk_bytes).await?);
+    }
+    let request = spawn_request(directory, false, &plan)?;
+    let launch = Launch {
+        version: SHIM_PROTOCOL_VERSION,
+        placement: placement(host, setup, &plan.uid, directory)?,
+        plan,
+    };
+    let directory = directory.clone();
+    blocking(move || {
+        directory.create(launch.plan.containers.iter().map(|it| it.name.as_str()))?;
+        for (container, disk) in launch.plan.containers.iter().zip(&mut disks) {
+            disk.place(&directory.disk(&container.name))?;
+        }
+        directory.write_launch(&launch)?;
+        Ok(Prepared { request, network, disks })
+    })
+    .await
+}
+
+fn placement(
+    host: &ShimHost,
+    setup: &Setup,
+    uid: &str,
+    directory: &SandboxDirectory,
+) -> Result<Placement, RuntimeError> {
+    let ids = if setup.own_ids { host.ids.as_ref() } else { None };
+    let first_host_id = match ids {
+        Some(ids) => Some(ids.take(uid).ok_or_else(|| RuntimeError::Host {
+            message: "all host ids for sandboxes are in use: delete sandboxes first".into(),
+        })?),
+        None => None,
+    };
+    Ok(Placement {
+        engine: setup.engine,
+        directory: directory.path.clone(),
+        cgroup_instance: host.instance.clone(),
+        first_host_id,
+        guest_binary: host.programs.guest(),
+        gvisor: setup.gvisor.clone(),
+    })
+}
+
+fn spawn_request(
+    directory: &SandboxDirectory,
+    adopt: bool,
+    plan: &SandboxPlan,
+) -> Result<Vec<u8>, RuntimeError> {
+    let mut descriptors = vec![DescriptorRole::Conversation];
+    if !adopt {
+        descriptors.extend([DescriptorRole::NetworkNamespace, DescriptorRole::Sysfs]);
+        descriptors.extend(plan.containers.iter().map(|it| DescriptorRole::Disk(it.name.clone())));
+    }
+    let count = descriptors.len();
+    if count > atoll_wire::shim::MAX_SPAWN_DESCRIPTORS {
+        let message = format!("{} containers are too many for one sandbox", plan.containers.len());
+        return Err(RuntimeError::Launch { message });
+    }
+    let request = SpawnRequest {
+        version: SHIM_PROTOCOL_VERSION,
+        directory: directory.path.clone(),
+        adopt,
+        descriptors,
+    };
+    serde_json::to_vec(&request)
+        .map_err(|error| RuntimeError::Launch { message: error.to_string() })
+}
+
+impl Prepared {
+    fn descriptors<'a>(&'a self, conversation: &'a OwnedFd) -> Vec<BorrowedFd<'a>> {
+        let mut descriptors =
+            vec![conversation.as_fd(), self.network.namespace.as_fd(), self.network.sysfs.as_fd()];
+        descriptors.extend(self.disks.iter().map(|disk| disk.mount.as_fd()));
+        descriptors
+    }
+}
+
+/// Our side of a shim's first connection, and the shim's.
+fn conversation() -> Result<(UnixStream, OwnedFd), RuntimeError> {
+    let failed = |error: std::io::Error| RuntimeError::Host {
+        message: format!("cannot make a socket pair: {error}"),
+    };
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
+    ours.set_nonblocking(true).map_err(failed)?;
+    Ok((UnixStream::from_std(ours).map_err(failed)?, theirs.into()))
+}
+
+/// Has a spawner fork a shim that takes over what an earlier shim left, and waits for its first word.
+pub(super) async fn begin_adoption(
+    host: &ShimHost,
+    directory: &SandboxDirectory,
+    plan: &SandboxPlan,
+) -> Result<(), RuntimeError> {
+    let request = spawn_request(directory, true, plan)?;
+    let mut last = String::new();
+    for _ in 0..ATTEMPTS {
+        let (stream, theirs) = conversation()?;
+        host.spawners.send(&request, &[theirs.as_fd()]).await?;
+        drop(theirs);
+        let (mut reader, _writer) = frames(stream);
+        match first_event(&mut reader).await {
+            Ok(_) => return Ok(()),
+            Err(message) => last = message,
+        }
+    }
+    let message = format!("no shim could take it over: {last}");
+    Err(RuntimeError::Unreachable { uid: plan.uid.clone(), message })
+}
+
+async fn first_event(reader: &mut FrameReader) -> Result<ShimEvent, String> {
+    let first = async {
+        loop {
+            match next_event(reader).await? {
+                Some(event) => return Ok(event),
+                None => return Err("it closed its first connection".to_owned()),
+            }
+        }
+    };
+    tokio::time::timeout(FIRST_WORD_WITHIN, first)
+        .await
+        .unwrap_or_else(|_| Err(format!("it said nothing in {FIRST_WORD_WITHIN:?}")))
+}
+
+/// The next event; `None` when the shim has closed.
+async fn next_event(reader: &mut FrameReader) -> Result<Option<ShimEvent>, String> {
+    loop {
+        let frame = reader.next().await.map_err(|error| error.to_string())?;
+        let Some(frame) = frame else { return Ok(None) };
+        if frame.kind == EVENT_KIND {
+            return serde_json::from_slice(&frame.payload)
+                .map(Some)
+                .map_err(|error| format!("its event is malformed: {error}"));
+        }
+    }
+}
+
+/// Passes events on until the last one, or until the shim or the server is gone.
+pub(super) fn pump(
+    first: impl Into<Option<ShimEvent>>,
+    mut reader: FrameReader,
+    writer: FrameWriter,
+) -> EventReceiver {
+    let (sender, receiver) = mpsc::channel(EVENTS);
+    let mut next = first.into();
+    tokio::spawn(async move {
+        // Kept open: a half that closes would end the subscription.
+        let _writer = writer;
+        loop {
+            let event = match next.take() {
+                Some(event) => event,
+                None => {
+                    let read = tokio::select! {
+                        read = next_event(&mut reader) => read,
+                        () = sender.closed() => return,
+                    };
+                    match read {
+                        Ok(Some(event)) => event,
+                        Ok(None) => return,
+                        Err(error) => {
+                            tracing::warn!(error, "the events of a shim end");
+                            return;
+                        }
+                    }
+                }
+            };
+            let last = matches!(event, ShimEvent::Ended | ShimEvent::LaunchFailed { .. });
+            if sender.send(event).await.is_err() || last {
+                return;
+            }
+        }
+    });
+    receiver
+}
