@@ -249,12 +249,8 @@ pub(super) async fn begin_adoption(
 
 async fn first_event(reader: &mut FrameReader) -> Result<ShimEvent, String> {
     let first = async {
-        loop {
-            match next_event(reader).await? {
-                Some(event) => return Ok(event),
-                None => return Err("it closed its first connection".to_owned()),
-            }
-        }
+        let event = next_event(reader).await?;
+        event.ok_or_else(|| "it closed its first connection".to_owned())
     };
     tokio::time::timeout(FIRST_WORD_WITHIN, first)
         .await

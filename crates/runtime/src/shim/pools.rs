@@ -182,17 +182,15 @@ impl Pools {
             stock: Mutex::default(),
             wanted: Condvar::new(),
         });
-        let mut keepers = Vec::new();
-        let kinds: [(&str, fn(&Shared)); 2] =
-            [("pool-networks", Shared::keep_networks), ("pool-disks", Shared::keep_disks)];
-        for (name, keep) in kinds {
+        let keep = |name: &str, keep: fn(&Shared)| {
             let shared = Arc::clone(&shared);
-            let keeper = std::thread::Builder::new()
+            std::thread::Builder::new()
                 .name(name.into())
                 .spawn(move || keep(&shared))
-                .map_err(io_error("start a thread for", &layout.pool()))?;
-            keepers.push(keeper);
-        }
+                .map_err(io_error("start a thread for", &layout.pool()))
+        };
+        let networks = keep("pool-networks", Shared::keep_networks)?;
+        let keepers = vec![networks, keep("pool-disks", Shared::keep_disks)?];
         Ok(Self { shared, keepers: Mutex::new(keepers) })
     }
 
