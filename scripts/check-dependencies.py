@@ -16,7 +16,7 @@ ALLOWED = {
     "atoll-shim": {"atoll-model", "atoll-wire", "atoll-sys"},
     "atoll-programs": set(),
     "atoll-runtime": {"atoll-model", "atoll-wire", "atoll-sys", "atoll-image"},
-    "atoll-server": {"atoll-model", "atoll-wire", "atoll-image", "atoll-runtime"},
+    "atoll-server": {"atoll-model", "atoll-wire", "atoll-sys", "atoll-image", "atoll-runtime"},
     "atoll": {
         "atoll-model", "atoll-wire", "atoll-sys", "atoll-image", "atoll-programs", "atoll-runtime", "atoll-server",
     },

@@ -6,14 +6,20 @@
 //! Never forks (spawners were begun by the caller, before there were threads), never isolates anything itself, never
 //! acknowledges what is not on disk.
 
+mod admission;
 pub mod api;
 mod config;
 mod data_dir;
 mod images;
+mod plan;
+mod store;
+mod time;
 
 pub use config::{ListenAddress, ListenError, ServerConfig, ServerError};
 pub use data_dir::{DataDir, DataDirError};
-pub use images::{ImageSource, ImageSourceError, ResolvedImage};
+pub use images::{
+    ImageConfig, ImageSource, ImageSourceError, NoImages, Progress, ResolvedImage, ResolvedUser,
+};
 
 /// Serves until `stop` resolves or a client asks for the end. Sandboxes go on unless the client wanted them deleted.
 ///

@@ -1,0 +1,162 @@
+use super::*;
+
+fn offer() -> Offer {
+    let class = |class, image_init| OfferedClass { class, image_init };
+    Offer {
+        classes: vec![class(Class::Container, true), class(Class::Sim, false)],
+        missing: vec![(Class::Gvisor, "runsc is not installed: apt install runsc".into())],
+    }
+}
+
+fn container(name: &str) -> rest::ContainerSpec {
+    rest::ContainerSpec { name: name.into(), image: "busybox".into(), ..Default::default() }
+}
+
+fn request(containers: Vec<rest::ContainerSpec>) -> rest::CreateSandbox {
+    let spec = rest::SandboxSpec { containers, ..Default::default() };
+    rest::CreateSandbox { id: Some("box".into()), metadata: rest::Metadata::default(), spec }
+}
+
+/// Paths of the problems after a change to a good request.
+fn paths(change: impl FnOnce(&mut rest::CreateSandbox)) -> Vec<String> {
+    let mut request = request(vec![container("main")]);
+    change(&mut request);
+    match admit(&request, &offer()) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.into_iter().map(|it| it.path).collect(),
+    }
+}
+
+#[test]
+fn a_small_request_gets_the_documented_defaults() {
+    let admitted = admit(&request(vec![container("main")]), &offer()).unwrap();
+    assert_eq!(admitted.class, Class::Container, "the strongest");
+    assert_eq!(admitted.spec.boost_seconds, 10);
+    let resources = admitted.spec.containers[0].resources;
+    assert_eq!(
+        (resources.cpu, resources.memory, resources.disk, resources.pids),
+        (DEFAULT_CPU, DEFAULT_MEMORY, DEFAULT_DISK, 128)
+    );
+}
+
+#[test]
+fn every_problem_is_told_with_its_path() {
+    let found = paths(|it| {
+        it.id = Some("a..b".into());
+        it.spec.ttl_seconds = -1;
+        let main = &mut it.spec.containers[0];
+        main.name = "../x".into();
+        main.image = "UPPER CASE".into();
+        main.resource.memory = Some("1e400".into());
+        main.resource.cpu = Some("-1".into());
+        main.resource.ephemeral_storage = Some("0".into());
+        main.resource.pids = Some(0);
+        main.env = vec!["NOVALUE".into()];
+        main.cap_add = vec!["SYS_ADMIN".into()];
+        main.security_opt = vec!["seccomp=unconfined".into()];
+        main.tmpfs =
+            vec![rest::TmpfsSpec { mount_path: "/proc".into(), options: Some("suid".into()) }];
+        main.volume_mounts = vec![rest::VolumeMountSpec {
+            name: "nope".into(),
+            mount_path: "/".into(),
+            read_only: false,
+        }];
+        main.stop_signal = Some("SIGWHAT".into());
+        main.pull = Some("sometimes".into());
+    });
+    for path in [
+        "id",
+        "spec.ttl_seconds",
+        "spec.containers[0].name",
+        "spec.containers[0].image",
+        "spec.containers[0].resource.memory",
+        "spec.containers[0].resource.cpu",
+        "spec.containers[0].resource.ephemeral_storage",
+        "spec.containers[0].resource.pids",
+        "spec.containers[0].env[0]",
+        "spec.containers[0].cap_add[0]",
+        "spec.containers[0].security_opt[0]",
+        "spec.containers[0].tmpfs[0].mount_path",
+        "spec.containers[0].tmpfs[0].options",
+        "spec.containers[0].volume_mounts[0].mount_path",
+        "spec.containers[0].volume_mounts[0].name",
+        "spec.containers[0].stop_signal",
+        "spec.containers[0].pull",
+    ] {
+        assert!(found.iter().any(|it| it == path), "{path} in {found:?}");
+    }
+    assert_eq!(found.len(), 17, "{found:?}");
+}
+
+#[test]
+fn what_would_not_be_enforced_is_refused_as_such() {
+    let mut it = request(vec![container("main")]);
+    it.spec.egress = true;
+    it.spec.ports = vec![rest::PortSpec { container_port: 80, ..Default::default() }];
+    it.spec.readiness_probe = Some(rest::ProbeSpec::default());
+    it.spec.node_selector.insert("zone".into(), "a".into());
+    let problems = admit(&it, &offer()).unwrap_err();
+    assert_eq!(problems.len(), 4);
+    assert!(problems.iter().all(|it| it.not_enforced && it.message.contains("not yet enforced")));
+}
+
+#[test]
+fn floods_and_repetitions_are_refused() {
+    let many = request((0..10_000).map(|index| container(&format!("c{index}"))).collect());
+    let problems = admit(&many, &offer()).unwrap_err();
+    assert_eq!(problems[0].message, "are 10000, at most 32 are allowed");
+    assert_eq!(paths(|it| it.spec.containers.push(container("main"))), ["spec.containers[1].name"]);
+    assert_eq!(paths(|it| it.spec.containers.clear()), ["spec.containers"]);
+    assert_eq!(paths(|it| it.id = Some("x".repeat(300))), ["id"]);
+    assert_eq!(
+        paths(|it| it.spec.containers[0].args = vec!["x".repeat(2 << 20)]),
+        ["spec.containers[0]"]
+    );
+    let volume = |size: &str| rest::VolumeSpec { name: "v".into(), ephemeral_storage: size.into() };
+    assert_eq!(
+        paths(|it| it.spec.volumes = vec![volume("1Mi"), volume("1Mi")]),
+        ["spec.volumes[1].name"]
+    );
+    let tmpfs = || rest::TmpfsSpec { mount_path: "/a".into(), options: None };
+    assert_eq!(
+        paths(|it| it.spec.containers[0].tmpfs = vec![tmpfs(), tmpfs()]),
+        ["spec.containers[0].tmpfs[1].mount_path"]
+    );
+}
+
+#[test]
+fn a_class_that_is_missing_says_what_to_install() {
+    let mut it = request(vec![container("main")]);
+    it.spec.class = Some("gvisor".into());
+    let problems = admit(&it, &offer()).unwrap_err();
+    assert!(problems[0].message.contains("apt install runsc"), "{problems:?}");
+    assert_eq!(paths(|it| it.spec.class = Some("vm".into())), ["spec.class"]);
+    let image_init = paths(|it| {
+        it.spec.class = Some("sim".into());
+        it.spec.containers[0].init = Some("image".into());
+    });
+    assert_eq!(image_init, ["spec.containers[0].init"]);
+}
+
+#[test]
+fn command_and_args_replace_what_the_image_says() {
+    let mut main = container("main");
+    main.args = vec!["-c".into(), "true".into()];
+    assert_eq!(
+        admit(&request(vec![main.clone()]), &offer()).unwrap().spec.containers[0].command,
+        Command::Replace(vec!["-c".into(), "true".into()])
+    );
+    main.command = vec!["sh".into()];
+    assert_eq!(
+        admit(&request(vec![main]), &offer()).unwrap().spec.containers[0].command,
+        Command::Replace(vec!["sh".into(), "-c".into(), "true".into()])
+    );
+}
+
+#[test]
+fn what_was_admitted_reads_again_even_when_its_class_is_gone() {
+    let mut it = request(vec![container("main")]);
+    it.spec.class = Some("container".into());
+    let admitted = admit(&it, &offer()).unwrap();
+    assert_eq!(read_admitted(&it.spec).unwrap(), admitted.spec);
+}

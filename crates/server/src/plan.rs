@@ -1,0 +1,231 @@
+//! From a specification and its images to what a shim is to run. Pure: the same input gives the same plan.
+
+use atoll_model::ids::{SandboxName, SandboxUid};
+use atoll_model::spec::{Command, Container, Init, SandboxSpec, Signal, Tmpfs};
+use atoll_model::units::Bytes;
+use atoll_sys::capabilities::CapabilitySet;
+use atoll_wire::guest::{ProcessSpec, TerminalSize};
+use atoll_wire::shim::{
+    self, ContainerLimits, ContainerPlan, SandboxPlan, TmpfsPlan, VolumeMountPlan, VolumePlan,
+};
+
+use crate::images::{ImageConfig, ResolvedImage, ResolvedUser};
+
+/// Where programs are looked for when neither image nor user say so. SOURCE: what docker and containerd use.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Most of a disk limit that goes to logs.
+const MAX_LOG_SHARE: Bytes = Bytes::from_mib(16);
+/// /dev/shm and tmpfs of no stated size. SOURCE: docker's /dev/shm.
+const DEFAULT_MEMORY_FILES: Bytes = Bytes::from_mib(64);
+/// Without a probe a boost ends after 2 s: later throttling is no start-up any more.
+const MAX_BOOST_MILLIS_WITHOUT_PROBE: u64 = 2000;
+/// Higher than the guest's own: the kernel kills the workload before what watches over it.
+const WORKLOAD_OOM_SCORE: i32 = 500;
+/// SOURCE: the kernel's default terminal size is 0x0; 24 by 80 is what programs assume then.
+const DEFAULT_TERMINAL: TerminalSize = TerminalSize { rows: 24, columns: 80 };
+
+/// An image and who its container runs as.
+pub(crate) struct PlannedImage {
+    pub(crate) image: ResolvedImage,
+    pub(crate) user: ResolvedUser,
+}
+
+/// Why there is no plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PlanError {
+    /// Nothing to run.
+    #[error(
+        "container {container}: neither the image nor the specification names a command; give args"
+    )]
+    NoCommand {
+        /// Which.
+        container: String,
+    },
+    /// Images and containers do not match: a mistake of the caller.
+    #[error("there are {images} images for {containers} containers")]
+    Mismatch {
+        /// Images given.
+        images: usize,
+        /// Containers wanted.
+        containers: usize,
+    },
+}
+
+/// How a disk limit is shared: (for root and /tmp, for logs).
+pub(crate) fn disk_shares(disk: Bytes) -> (u64, u64) {
+    let logs = (disk.0 / 8).min(MAX_LOG_SHARE.0);
+    (disk.0 - logs, logs)
+}
+
+/// A hostname from a name: what RFC 1123 and HOST_NAME_MAX allow.
+pub(crate) fn hostname_of(name: &SandboxName) -> String {
+    let letter = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let host: String = name.as_str().chars().map(letter).take(63).collect();
+    host.trim_matches('-').to_owned()
+}
+
+/// Plans a sandbox; `images` in the order of the specification's containers.
+pub(crate) fn plan(
+    uid: SandboxUid,
+    name: &SandboxName,
+    spec: &SandboxSpec,
+    images: &[PlannedImage],
+) -> Result<SandboxPlan, PlanError> {
+    if images.len() != spec.containers.len() {
+        return Err(PlanError::Mismatch {
+            images: images.len(),
+            containers: spec.containers.len(),
+        });
+    }
+    let hostname = spec.hostname.clone().unwrap_or_else(|| hostname_of(name));
+    let containers = spec.containers.iter().zip(images);
+    let containers =
+        containers.map(|(container, image)| plan_container(container, image, &hostname));
+    let memory: u64 =
+        spec.containers.iter().map(|it| it.resources.memory.0).fold(0, u64::saturating_add);
+    let volume = |it: &atoll_model::spec::Volume| VolumePlan {
+        name: it.name.to_string(),
+        size_bytes: it.size.0,
+    };
+    Ok(SandboxPlan {
+        uid: uid.to_string(),
+        containers: containers.collect::<Result<_, _>>()?,
+        hostname,
+        volumes: spec.volumes.iter().map(volume).collect(),
+        shm_bytes: spec.shm_size.map_or_else(|| DEFAULT_MEMORY_FILES.0.min(memory), |size| size.0),
+        boost_millis: (u64::from(spec.boost_seconds) * 1000).min(MAX_BOOST_MILLIS_WITHOUT_PROBE),
+    })
+}
+
+fn plan_container(
+    container: &Container,
+    planned: &PlannedImage,
+    hostname: &str,
+) -> Result<ContainerPlan, PlanError> {
+    let PlannedImage { image, user } = planned;
+    let (disk_bytes, log_bytes) = disk_shares(container.resources.disk);
+    let image_signal = Signal::parse(&image.config.stop_signal);
+    let mount = |it: &atoll_model::spec::VolumeMount| VolumeMountPlan {
+        volume: it.name.to_string(),
+        path: it.path.clone(),
+        read_only: it.read_only,
+    };
+    Ok(ContainerPlan {
+        name: container.name.to_string(),
+        layers: image.layers.clone(),
+        read_only_root: container.read_only,
+        disk_bytes,
+        log_bytes,
+        process: process(container, &image.config, user, hostname)?,
+        init: match container.init {
+            Init::Guest => shim::Init::Guest,
+            Init::Image => shim::Init::Image,
+        },
+        limits: ContainerLimits {
+            cpu_millis: container.resources.cpu.0,
+            memory_bytes: container.resources.memory.0,
+            pids: container.resources.pids,
+        },
+        tmpfs: container
+            .tmpfs
+            .iter()
+            .map(|it| plan_tmpfs(it, container.resources.memory))
+            .collect(),
+        volume_mounts: container.volume_mounts.iter().map(mount).collect(),
+        stop_signal: container.stop_signal.or(image_signal).unwrap_or(Signal::TERM).number(),
+        await_attach: container.await_attach,
+    })
+}
+
+fn plan_tmpfs(tmpfs: &Tmpfs, memory: Bytes) -> TmpfsPlan {
+    TmpfsPlan {
+        path: tmpfs.path.clone(),
+        size_bytes: tmpfs.size.map_or_else(|| DEFAULT_MEMORY_FILES.0.min(memory.0), |size| size.0),
+        mode: tmpfs.mode,
+        read_only: tmpfs.read_only,
+        no_exec: tmpfs.no_exec,
+    }
+}
+
+fn process(
+    container: &Container,
+    config: &ImageConfig,
+    user: &ResolvedUser,
+    hostname: &str,
+) -> Result<ProcessSpec, PlanError> {
+    let args = match &container.command {
+        Command::Replace(words) => words.clone(),
+        Command::Image => config.entrypoint.iter().chain(&config.cmd).cloned().collect(),
+    };
+    if args.first().is_none_or(String::is_empty) {
+        return Err(PlanError::NoCommand { container: container.name.to_string() });
+    }
+    let working_directory = match &container.work_dir {
+        Some(directory) => directory.clone(),
+        None if config.working_dir.starts_with('/') => config.working_dir.clone(),
+        None => "/".to_owned(),
+    };
+    Ok(ProcessSpec {
+        args,
+        env: environment(container, config, user, hostname),
+        working_directory,
+        make_working_directory: true,
+        user: user.ids.clone(),
+        capabilities: capabilities(&container.cap_drop).mask(),
+        no_new_privileges: true,
+        stdin: container.stdin,
+        terminal: container.tty.then_some(DEFAULT_TERMINAL),
+        umask: 0o022,
+        oom_score_adj: WORKLOAD_OOM_SCORE,
+        open_files: None,
+    })
+}
+
+/// The default set without what was dropped. A name that is not known drops everything: an admitted one always is.
+pub(crate) fn capabilities(dropped: &[String]) -> CapabilitySet {
+    let dropped = CapabilitySet::parse(dropped).unwrap_or(CapabilitySet::ALL);
+    CapabilitySet::container_default().without(dropped)
+}
+
+/// Defaults, then the image's entries, then the user's: a later entry of a name replaces an earlier one, in the earlier one's place.
+fn environment(
+    container: &Container,
+    config: &ImageConfig,
+    user: &ResolvedUser,
+    hostname: &str,
+) -> Vec<String> {
+    let mut merged: Vec<(String, String)> = Vec::new();
+    let mut set = |key: &str, value: &str| match merged.iter_mut().find(|(known, _)| known == key) {
+        Some((_, old)) => value.clone_into(old),
+        None => merged.push((key.to_owned(), value.to_owned())),
+    };
+    set("PATH", DEFAULT_PATH);
+    set("HOSTNAME", hostname);
+    let root = user.ids.uid == 0;
+    set(
+        "HOME",
+        user.home.as_deref().filter(|home| home.starts_with('/')).unwrap_or(if root {
+            "/root"
+        } else {
+            "/"
+        }),
+    );
+    if container.tty {
+        set("TERM", "xterm");
+    }
+    for (key, value) in config
+        .env
+        .iter()
+        .filter_map(|entry| entry.split_once('='))
+        .filter(|(key, _)| !key.is_empty())
+    {
+        set(key, value);
+    }
+    for entry in &container.env {
+        set(&entry.key, &entry.value);
+    }
+    merged.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
+}
+
+#[cfg(test)]
+mod tests;

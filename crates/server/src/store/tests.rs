@@ -1,0 +1,169 @@
+use super::*;
+
+fn sandbox(name: &str) -> rest::Sandbox {
+    let uid = format!(
+        "{:016x}",
+        name.bytes().fold(7_u64, |hash, byte| hash.wrapping_mul(31) + u64::from(byte))
+    );
+    rest::Sandbox {
+        id: name.into(),
+        uid,
+        resource_version: 0,
+        metadata: rest::Metadata::default(),
+        spec: rest::SandboxSpec::default(),
+        status: rest::SandboxStatus { phase: "Pending".into(), ..Default::default() },
+        created_at: crate::time::now_text(),
+        updated_at: String::new(),
+    }
+}
+
+fn event(message: &str) -> NewEvent {
+    NewEvent {
+        warning: false,
+        reason: "Created",
+        object: "sandbox/a".into(),
+        message: message.into(),
+    }
+}
+
+fn open(directory: &Path) -> Store {
+    open_with(directory, Limits::default())
+}
+
+fn open_with(directory: &Path, limits: Limits) -> Store {
+    let (store, bad) = Store::open(directory, limits).unwrap();
+    assert_eq!(bad, []);
+    store
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_a_restart_with_growing_versions() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    let a = store.commit(Write::Create(sandbox("a")), vec![event("made")]).await.unwrap().unwrap();
+    store.commit(Write::Create(sandbox("b")), Vec::new()).await.unwrap();
+    store
+        .commit(Write::Delete { name: "b".into(), uid: sandbox("b").uid }, Vec::new())
+        .await
+        .unwrap();
+    let (_, version) = store.sandboxes();
+    close(store).await;
+    let store = open(directory.path());
+    assert_eq!(store.sandboxes().0, [a]);
+    assert_eq!(store.events().0.len(), 1);
+    assert_eq!(store.sandboxes().1, version, "the deletion's version is remembered");
+    let c = store.commit(Write::Create(sandbox("c")), Vec::new()).await.unwrap().unwrap();
+    assert_eq!(c.resource_version, version + 1);
+}
+
+/// Waits for the writer thread to let go of the database.
+async fn close(store: Store) {
+    let mut versions = store.versions.clone();
+    drop(store);
+    while versions.changed().await.is_ok() {}
+}
+
+#[tokio::test]
+async fn names_are_unique_also_within_one_group() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    let creates = (0..50).map(|_| store.commit(Write::Create(sandbox("a")), Vec::new()));
+    let results = futures::future::join_all(creates).await;
+    assert_eq!(results.iter().filter(|it| it.is_ok()).count(), 1);
+    assert!(
+        results
+            .iter()
+            .filter(|it| it.is_err())
+            .all(|it| matches!(it, Err(StoreError::AlreadyExists { .. })))
+    );
+    let other_life = Write::Delete { name: "a".into(), uid: sandbox("b").uid };
+    assert!(matches!(store.commit(other_life, Vec::new()).await, Err(StoreError::NotFound { .. })));
+    let unknown = store.commit(Write::Update(sandbox("zzz")), Vec::new()).await;
+    assert!(matches!(unknown, Err(StoreError::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn a_watch_sees_every_change_once_and_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    let mut watch = store.watch(0).unwrap();
+    let mut resumed = None;
+    for index in 0..20 {
+        store
+            .commit(Write::Create(sandbox(&format!("s{index}"))), vec![event("made")])
+            .await
+            .unwrap();
+        if index == 9 {
+            resumed = Some(store.watch(store.sandboxes().1).unwrap());
+        }
+    }
+    let mut seen = Vec::new();
+    while seen.len() < 40 {
+        seen.extend(watch.next().await.unwrap().unwrap());
+    }
+    let versions: Vec<u64> = seen.iter().map(|it| it.version).collect();
+    assert_eq!(versions, (1..=40).collect::<Vec<_>>());
+    let rest = resumed.unwrap().next().await.unwrap().unwrap();
+    assert_eq!((rest[0].version, rest.len()), (21, 20));
+}
+
+#[tokio::test]
+async fn a_watch_that_is_too_far_behind_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open_with(directory.path(), Limits { history: 5, events: 10 });
+    let mut behind = store.watch(0).unwrap();
+    for index in 0..8 {
+        store.commit(Write::Create(sandbox(&format!("s{index}"))), Vec::new()).await.unwrap();
+    }
+    assert_eq!(behind.next().await.map(|_| ()), Err(Gone { version: 0 }));
+    assert!(store.watch(2).is_err());
+    assert!(store.watch(3).is_ok());
+    assert!(store.watch(9).is_err(), "from the future: of another store");
+}
+
+#[tokio::test]
+async fn events_are_bounded_in_memory_and_on_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open_with(directory.path(), Limits { history: 1000, events: 20 });
+    for index in 0..100 {
+        store.commit(Write::EventsOnly, vec![event(&index.to_string())]).await.unwrap();
+    }
+    let count = store.events().0.len();
+    assert!((10..=20).contains(&count), "{count}");
+    assert_eq!(store.events().0.last().unwrap().message, "99");
+    let kept = store.events().0;
+    close(store).await;
+    assert_eq!(open(directory.path()).events().0, kept);
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_set_aside_and_the_others_go_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    for name in ["a", "b", "c"] {
+        store.commit(Write::Create(sandbox(name)), Vec::new()).await.unwrap();
+    }
+    close(store).await;
+    let database = rusqlite::Connection::open(directory.path().join("atoll.db")).unwrap();
+    database.execute("UPDATE sandboxes SET body = x'00ff' WHERE name = 'a'", []).unwrap();
+    let newer = "UPDATE sandboxes SET body = replace(body, '\"format\":1', '\"format\":9') WHERE name = 'b'";
+    database
+        .execute_batch(&format!(
+            "{};",
+            newer
+                .replace("replace(body", "CAST(replace(CAST(body AS TEXT)")
+                .replace("9')", "9') AS BLOB)")
+        ))
+        .unwrap();
+    drop(database);
+    let (store, bad) = Store::open(directory.path(), Limits::default()).unwrap();
+    assert_eq!(bad.len(), 2, "{bad:?}");
+    assert!(bad.iter().any(|it| it.reason.contains("format 9")));
+    assert_eq!(store.sandboxes().0.iter().map(|it| it.id.as_str()).collect::<Vec<_>>(), ["c"]);
+    close(store).await;
+    assert_eq!(Store::open(directory.path(), Limits::default()).unwrap().1, [], "told once");
+    let database = rusqlite::Connection::open(directory.path().join("atoll.db")).unwrap();
+    let kept: u32 =
+        database.query_row("SELECT count(*) FROM quarantined", [], |row| row.get(0)).unwrap();
+    assert_eq!(kept, 2, "nothing is thrown away");
+}
