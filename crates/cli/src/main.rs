@@ -4,6 +4,7 @@
 //! [`terminal`] connects a person to a process, [`output`] is the only place that prints.
 
 mod args;
+mod bench;
 mod client;
 mod commands;
 mod instance;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::CommandLine;
+use crate::args::{Command, CommandLine};
 use crate::output::OutputClosed;
 
 /// Exit code of a failure. SOURCE: design, commands.
@@ -25,6 +26,10 @@ const OUTPUT_CLOSED: u8 = 128 + 13;
 
 fn main() -> ExitCode {
     let command_line = CommandLine::parse();
+    if let Command::InternalUnpack(_) = command_line.command {
+        // The helper reads its own argument, and must stay without threads.
+        return atoll_image::unpack_helper_main();
+    }
     let outcome = commands::execute(command_line);
     terminal::restore();
     let code = match outcome {

@@ -56,7 +56,11 @@ pub(crate) fn execute(command_line: CommandLine) -> Outcome {
         Command::Doctor(args) => block_on(doctor::doctor(args, &connection)),
         Command::Version(args) => block_on(version::version(args, &connection)),
         Command::Completion(args) => completion::completion(&args),
-        other => anyhow::bail!("{other:?} is not there yet"),
+        Command::Bench(suite) => block_on(async {
+            crate::bench::bench(suite, &connection).await?;
+            Ok(SUCCESS)
+        }),
+        Command::InternalUnpack(_) => anyhow::bail!("the unpack helper is no command"),
     }
 }
 

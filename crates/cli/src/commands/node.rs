@@ -2,18 +2,7 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use atoll_server::{ImageSource, ImageSourceError, ResolvedImage};
-
-/// No images at all.
-pub(super) struct NoImages;
-
-#[async_trait]
-impl ImageSource for NoImages {
-    async fn find(&self, _reference: &str) -> Result<Option<ResolvedImage>, ImageSourceError> {
-        Ok(None)
-    }
-}
+use atoll_server::{ImageSource, NoImages};
 
 /// The image source.
 pub(super) fn images() -> Arc<dyn ImageSource> {

@@ -1,0 +1,114 @@
+//! From a create request to the first output of the command, as the client sees it and phase by phase.
+
+use std::time::Instant;
+
+use anyhow::Context;
+use atoll_wire::rest::{AttachRequest, CreateSandbox, StreamMessage};
+
+use super::report::{Samples, publish, ratios};
+use super::statistics::micros;
+use super::{Bench, blocks, run_block, sandbox_request};
+use crate::args::ProvisionBenchArgs;
+use crate::client::{Client, ProcessEvent, sandbox_path};
+
+/// From sending the request (or starting the rival's program) to the first byte of output.
+pub(super) const FIRST_OUTPUT: &str = "first output";
+/// To the end of the command, with all its output.
+pub(super) const ENDED: &str = "ended";
+/// From the end of the command until nothing is left of it (of a rival: until its program has ended).
+pub(super) const GONE: &str = "gone";
+
+/// Measures, and publishes what was found.
+pub(super) async fn run(client: &Client, args: ProvisionBenchArgs) -> anyhow::Result<()> {
+    let command = if args.command.is_empty() {
+        vec!["echo".to_owned(), "ready".to_owned()]
+    } else {
+        args.command
+    };
+    let bench = Bench::begin(client, &args.bench).await?;
+    let result = measure(&bench, &command, args.concurrency).await;
+    bench.end().await?;
+    let report = result?;
+    publish(&report, args.bench.json.as_deref())
+}
+
+async fn measure(
+    bench: &Bench<'_>,
+    command: &[String],
+    concurrency: u32,
+) -> anyhow::Result<super::Report> {
+    let mut report = bench.report("provision", command, concurrency)?;
+    let (rivals, absent) = bench.rivals(command, concurrency as usize).await?;
+    report.absent = absent;
+    let mut request = sandbox_request(bench.args, command.to_vec());
+    request.spec.containers[0].await_attach = true;
+    let mut ours = Samples::default();
+    let mut theirs: Vec<Samples> = rivals.iter().map(|_| Samples::default()).collect();
+    // Once each, unmeasured: caches are warm for everybody.
+    provision(bench.client, &request).await.context("the first, unmeasured run failed")?;
+    for rival in &rivals {
+        rival.provision(0).await.context("a rival's first, unmeasured run failed")?;
+    }
+    for size in blocks(bench.args.count, concurrency) {
+        run_block(size, concurrency, &mut ours, |_| provision(bench.client, &request)).await;
+        for (rival, samples) in rivals.iter().zip(&mut theirs) {
+            run_block(size, concurrency, samples, |worker| rival.provision(worker)).await;
+        }
+    }
+    report.contenders.push(ours.into_contender("atoll", "create and attach over the API"));
+    for (rival, samples) in rivals.iter().zip(theirs) {
+        report.contenders.push(samples.into_contender(rival.name(), rival.how()));
+    }
+    report.ratios = ratios(&report.contenders);
+    Ok(report)
+}
+
+/// One sandbox from create to gone.
+async fn provision(client: &Client, request: &CreateSandbox) -> anyhow::Result<Vec<(String, u64)>> {
+    let begun = Instant::now();
+    let sandbox = client.create_sandbox(request).await?;
+    let created = micros(begun.elapsed());
+    let outcome = first_output(client, &sandbox.id, begun).await;
+    let status = client.sandbox(&sandbox.id).await.map(|sandbox| sandbox.status);
+    let ended_at = Instant::now();
+    client.delete_sandbox(&sandbox.id).await?;
+    let gone = micros(ended_at.elapsed());
+    let (first, ended) = outcome?;
+    let mut stages: Vec<(String, u64)> = Vec::new();
+    if let Some(timeline) = status?.timeline {
+        for phase in timeline.phases {
+            stages.push((format!("phase {}", phase.name), phase.micros));
+        }
+        stages.push(("phases together".to_owned(), timeline.total_micros));
+    }
+    stages.push(("request answered".to_owned(), created));
+    stages.push((FIRST_OUTPUT.to_owned(), first));
+    stages.push((ENDED.to_owned(), ended));
+    stages.push((GONE.to_owned(), gone));
+    Ok(stages)
+}
+
+/// When the first output came and when the command had ended, since `begun`.
+async fn first_output(client: &Client, name: &str, begun: Instant) -> anyhow::Result<(u64, u64)> {
+    let request = AttachRequest { from_start: true, ..AttachRequest::default() };
+    let path = format!("{}/attach", sandbox_path(name));
+    let mut connection = client.process(&path, &request).await?;
+    let mut first = None;
+    while let Some(event) = connection.output.next().await? {
+        match event {
+            ProcessEvent::Stdout(_) | ProcessEvent::Stderr(_) => {
+                first.get_or_insert_with(|| micros(begun.elapsed()));
+            }
+            ProcessEvent::Message(StreamMessage::Exited { code, .. }) => {
+                anyhow::ensure!(code == 0, "the command ended with exit code {code}");
+                let ended = micros(begun.elapsed());
+                return Ok((first.context("the command wrote nothing")?, ended));
+            }
+            ProcessEvent::Message(
+                StreamMessage::StartFailed { message, .. } | StreamMessage::Error { message },
+            ) => anyhow::bail!(message),
+            ProcessEvent::Message(_) => {}
+        }
+    }
+    anyhow::bail!("the server ended the stream before the command had ended")
+}
