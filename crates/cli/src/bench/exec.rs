@@ -19,8 +19,7 @@ const INSIDE_RUNS: u64 = 50;
 
 /// Measures, and publishes what was found.
 pub(super) async fn run(client: &Client, args: ExecBenchArgs) -> anyhow::Result<()> {
-    let command =
-        if args.command.is_empty() { vec!["/bin/true".to_owned()] } else { args.command };
+    let command = if args.command.is_empty() { vec!["/bin/true".to_owned()] } else { args.command };
     let bench = Bench::begin(client, &args.bench).await?;
     let result = measure(&bench, &command).await;
     bench.end().await?;

@@ -65,7 +65,11 @@ impl<'a> Bench<'a> {
         if status.phase != "Running" {
             let why = status.last_error.clone().unwrap_or_else(|| status.phase.clone());
             client.delete_sandbox(&resident.id).await?;
-            anyhow::bail!("a sandbox of {} in class {} does not run: {why}", args.image, args.class);
+            anyhow::bail!(
+                "a sandbox of {} in class {} does not run: {why}",
+                args.image,
+                args.class
+            );
         }
         Ok(Self { client, args, resident: envelope.sandbox })
     }
@@ -113,8 +117,14 @@ impl<'a> Bench<'a> {
     }
 
     /// A report without figures.
-    fn report(&self, suite: &'static str, command: &[String], concurrency: u32) -> anyhow::Result<Report> {
-        let directory = self.client.instance().data_dir.clone().unwrap_or_else(|| PathBuf::from("."));
+    fn report(
+        &self,
+        suite: &'static str,
+        command: &[String],
+        concurrency: u32,
+    ) -> anyhow::Result<Report> {
+        let directory =
+            self.client.instance().data_dir.clone().unwrap_or_else(|| PathBuf::from("."));
         Ok(Report {
             suite,
             version: env!("CARGO_PKG_VERSION"),
@@ -170,8 +180,12 @@ fn blocks(count: u32, concurrency: u32) -> Vec<usize> {
 }
 
 /// Runs a block with so many at a time; each run gets the number of a worker that no other run has at that time.
-async fn run_block<F>(size: usize, concurrency: u32, samples: &mut Samples, run: impl Fn(usize) -> F)
-where
+async fn run_block<F>(
+    size: usize,
+    concurrency: u32,
+    samples: &mut Samples,
+    run: impl Fn(usize) -> F,
+) where
     F: Future<Output = anyhow::Result<Vec<(String, u64)>>>,
 {
     let begun = Instant::now();

@@ -217,10 +217,8 @@ fn text(report: &Report, styles: Styles) -> String {
         text.push_str(&table.render(styles));
         text.push_str(&format!("all in {}", human_micros(contender.makespan_micros)));
         match contender.failures.first() {
-            Some(first) => text.push_str(&format!(
-                "; {} failed, the first: {first}\n",
-                contender.failures.len()
-            )),
+            Some(first) => text
+                .push_str(&format!("; {} failed, the first: {first}\n", contender.failures.len())),
             None => text.push('\n'),
         }
     }

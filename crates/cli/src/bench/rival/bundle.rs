@@ -64,9 +64,7 @@ pub(super) fn configuration(
     cgroups_path: &str,
     network_namespace: Option<&Path>,
 ) -> Value {
-    let mount = |destination: &str, kind: &str, options: &[&str]| {
-        json!({ "destination": destination, "type": kind, "source": kind, "options": options })
-    };
+    let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
     let network = match network_namespace {
         Some(path) => json!({ "type": "network", "path": path }),
         None => json!({ "type": "network" }),

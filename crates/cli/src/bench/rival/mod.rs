@@ -52,9 +52,7 @@ pub(super) async fn prepare(
     Ok(match against {
         Against::Runc => Box::new(oci::Oci::runc(plan, command, workers).await?),
         Against::Runsc => Box::new(oci::Oci::runsc(plan, command, workers).await?),
-        Against::Containerd => {
-            Box::new(containerd::Containerd::start(plan, command, class).await?)
-        }
+        Against::Containerd => Box::new(containerd::Containerd::start(plan, command, class).await?),
     })
 }
 

@@ -31,7 +31,8 @@ impl NetworkNamespace {
 impl Drop for NetworkNamespace {
     fn drop(&mut self) {
         if let Ok(ip) = program("ip") {
-            let _ = Command::new(ip).args(["netns", "del", &self.name]).stderr(Stdio::null()).status();
+            let _ =
+                Command::new(ip).args(["netns", "del", &self.name]).stderr(Stdio::null()).status();
         }
     }
 }

@@ -76,9 +76,10 @@ impl Oci {
         let program = program("runsc")?;
         let root = Root::mount(plan)?;
         let state = root.directory().join("runsc");
-        let options = ["--root", &state.display().to_string(), "--network=sandbox", "--platform=systrap"]
-            .map(str::to_owned)
-            .to_vec();
+        let options =
+            ["--root", &state.display().to_string(), "--network=sandbox", "--platform=systrap"]
+                .map(str::to_owned)
+                .to_vec();
         let mut networks = Vec::new();
         let mut bundles = Vec::new();
         for worker in 0..workers {
@@ -202,7 +203,8 @@ impl Rival for Oci {
     async fn exec(&self, command: &[String]) -> anyhow::Result<Vec<(String, u64)>> {
         let (id, _) = self.resident.as_ref().context("it does not run")?;
         let begun = Instant::now();
-        let output = self.call().arg("exec").arg(id).args(command).stdin(Stdio::null()).output().await?;
+        let output =
+            self.call().arg("exec").arg(id).args(command).stdin(Stdio::null()).output().await?;
         let took = micros(begun.elapsed());
         anyhow::ensure!(
             output.status.success(),
