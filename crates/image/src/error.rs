@@ -97,7 +97,7 @@ pub enum ImageError {
         source: UnpackError,
     },
     /// The registry could not be used.
-    #[error("cannot pull {reference}: {source}")]
+    #[error("cannot pull {}: {source}", reference.familiar())]
     Registry {
         /// What was pulled.
         reference: Box<ImageReference>,
@@ -170,6 +170,10 @@ pub enum ImageErrorKind {
 }
 
 impl ImageError {
+    pub(crate) fn from_registry(reference: &ImageReference, source: RegistryError) -> Self {
+        Self::Registry { reference: Box::new(reference.clone()), source }
+    }
+
     /// The kind.
     #[must_use]
     pub fn kind(&self) -> ImageErrorKind {

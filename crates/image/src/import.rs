@@ -4,7 +4,9 @@
 //! up in a map, never on disk.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use atoll_model::image_reference::ImageReference;
 use serde::Deserialize;
@@ -34,7 +36,7 @@ struct ArchivedImage {
 
 /// Imports an archive; gives the manifest digests.
 pub(crate) fn import(
-    store: &Inner,
+    store: &Arc<Inner>,
     path: &Path,
     reference: Option<&ImageReference>,
     progress: &ProgressSink,
@@ -71,7 +73,7 @@ pub(crate) fn import(
 
 /// An archive's own names take nothing over (containerd GO-2026-5338: an imported archive replaced a tag of another image).
 fn check_names(
-    store: &Inner,
+    store: &Arc<Inner>,
     path: &Path,
     images: &[ArchivedImage],
     chosen: bool,
@@ -95,7 +97,7 @@ fn check_names(
 }
 
 fn import_image(
-    store: &Inner,
+    store: &Arc<Inner>,
     image: &ArchivedImage,
     progress: &ProgressSink,
 ) -> Result<Digest, ImageError> {
@@ -110,12 +112,12 @@ fn import_image(
     for ((file, digest, _), diff_id) in image.layers.iter().zip(&document.diff_ids) {
         progress.send(&ProgressEvent::Unpacking { layer: digest.clone() });
         let job = LayerJob {
-            archive: file,
+            archive: File::open(file).map_err(|error| io_error("open", file, error))?,
             label: digest.to_string(),
             diff_id: Some(diff_id),
             below: &layers,
         };
-        let (layer, reused) = store.ensure_layer(&job, diff_id, &mut pins)?;
+        let (layer, reused) = store.ensure_layer(job, diff_id, &mut pins)?;
         progress.send(&ProgressEvent::LayerReady { layer: digest.clone(), reused });
         layers.push(layer);
     }
@@ -129,15 +131,16 @@ fn import_image(
 }
 
 fn import_root_file_system(
-    store: &Inner,
+    store: &Arc<Inner>,
     path: &Path,
     label: String,
     reference: &ImageReference,
     progress: &ProgressSink,
 ) -> Result<Digest, ImageError> {
     let mut pins = Pins::new(store);
-    let job = LayerJob { archive: path, label, diff_id: None, below: &[] };
-    let (layer, (diff_id, size)) = store.make_layer(&job, &mut pins)?;
+    let archive = File::open(path).map_err(|error| io_error("open", path, error))?;
+    let job = LayerJob { archive, label, diff_id: None, below: &[] };
+    let (layer, (diff_id, size)) = store.make_layer(job, &mut pins)?;
     progress.send(&ProgressEvent::LayerReady { layer: diff_id.clone(), reused: false });
     let config = serde_json::json!({
         "architecture": manifest::host_architecture(),

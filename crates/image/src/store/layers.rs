@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,8 +14,8 @@ use crate::unpack::{Mode, Outcome, Request, Staged, UnpackError, Unpacked, finis
 
 /// A layer to be made.
 pub(crate) struct LayerJob<'a> {
-    /// The archive.
-    pub(crate) archive: &'a Path,
+    /// The archive, read from its start.
+    pub(crate) archive: File,
     /// What people know it by.
     pub(crate) label: String,
     /// What it must contain; `None`: whatever it does.
@@ -35,14 +36,19 @@ struct LayerFile {
 }
 
 /// Keeps layers from being collected until their image is in the index.
-pub(crate) struct Pins<'a> {
-    store: &'a Inner,
+pub(crate) struct Pins {
+    store: Arc<Inner>,
     chains: Vec<Digest>,
 }
 
-impl<'a> Pins<'a> {
-    pub(crate) fn new(store: &'a Inner) -> Self {
-        Self { store, chains: Vec::new() }
+impl Pins {
+    pub(crate) fn new(store: &Arc<Inner>) -> Self {
+        Self { store: Arc::clone(store), chains: Vec::new() }
+    }
+
+    /// Takes over what other pins of the same store keep.
+    pub(crate) fn extend(&mut self, mut other: Self) {
+        self.chains.append(&mut other.chains);
     }
 
     pub(crate) fn add(&mut self, chain: &Digest) {
@@ -51,7 +57,7 @@ impl<'a> Pins<'a> {
     }
 }
 
-impl Drop for Pins<'_> {
+impl Drop for Pins {
     fn drop(&mut self) {
         let mut state = self.store.state();
         for chain in &self.chains {
@@ -75,7 +81,7 @@ impl Inner {
     }
 
     /// The layer of this chain, if it is here. Pinned by it is what is found.
-    pub(crate) fn find_layer(&self, chain: &Digest, pins: &mut Pins<'_>) -> Option<LayerRecord> {
+    pub(crate) fn find_layer(&self, chain: &Digest, pins: &mut Pins) -> Option<LayerRecord> {
         // Pinned first: what is seen after that stays.
         pins.add(chain);
         let file = self.layer_directory(chain).join("layer.json");
@@ -86,9 +92,9 @@ impl Inner {
     /// Unpacks a layer whose content is known by its diff id, unless it is here; says whether it was.
     pub(crate) fn ensure_layer(
         &self,
-        job: &LayerJob<'_>,
+        job: LayerJob<'_>,
         diff_id: &Digest,
-        pins: &mut Pins<'_>,
+        pins: &mut Pins,
     ) -> Result<(LayerRecord, bool), ImageError> {
         let chain = Digest::chain(job.below.last().map(|layer| &layer.chain), diff_id);
         self.unpacking.run(&chain, || match self.find_layer(&chain, pins) {
@@ -100,10 +106,11 @@ impl Inner {
     /// Unpacks a layer. Gives its record, diff id and the size of the plain archive.
     pub(crate) fn make_layer(
         &self,
-        job: &LayerJob<'_>,
-        pins: &mut Pins<'_>,
+        job: LayerJob<'_>,
+        pins: &mut Pins,
     ) -> Result<(LayerRecord, (Digest, u64)), ImageError> {
-        let failed = |source| ImageError::Unpack { layer: job.label.clone(), source };
+        let label = job.label.clone();
+        let failed = |source| ImageError::Unpack { layer: label.clone(), source };
         let staging = self.staging_directory()?;
         let tree = staging.path().join("fs");
         fs::create_dir(&tree).map_err(|error| io_error("make", &tree, error))?;
@@ -180,24 +187,15 @@ impl Inner {
         directory: &Path,
     ) -> Result<Staged, ImageError> {
         let failed = |source| ImageError::Unpack { layer: label.to_owned(), source };
-        match self.run_helper(archive, directory, Mode::Stage).map_err(failed)? {
+        let file = File::open(archive).map_err(|error| io_error("open", archive, error))?;
+        match self.run_helper(file, directory, Mode::Stage).map_err(failed)? {
             Outcome::Staged(staged) => Ok(staged),
             Outcome::Failed(error) => Err(failed(error)),
             Outcome::Unpacked(_) => Err(failed(wrong_answer())),
         }
     }
 
-    fn run_helper(
-        &self,
-        archive: &Path,
-        directory: &Path,
-        mode: Mode,
-    ) -> Result<Outcome, UnpackError> {
-        let file = File::open(archive).map_err(|error| UnpackError::Io {
-            operation: "open".to_owned(),
-            path: archive.display().to_string(),
-            detail: error.to_string(),
-        })?;
+    fn run_helper(&self, file: File, directory: &Path, mode: Mode) -> Result<Outcome, UnpackError> {
         let request = Request {
             mode,
             limits: self.limits(),

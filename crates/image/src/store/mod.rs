@@ -33,12 +33,14 @@ use crate::credentials::{CredentialFile, Credentials};
 use crate::digest::Digest;
 use crate::error::{ImageError, io_error};
 use crate::progress::ProgressSink;
+use crate::pull::Downloads;
 use crate::unpack::{Limits, UnpackHelper};
 use crate::{atomic_file, import};
 
 pub use collect::{Collected, HighWater};
 pub(crate) use index::{ImageRecord, LayerRecord};
 pub(crate) use layers::{LayerJob, Pins};
+
 
 /// Format of the store's directory. Older is migrated, newer refused; this is the first.
 const FORMAT: u32 = 1;
@@ -124,6 +126,7 @@ pub(crate) struct Inner {
     /// Held by whoever writes the index.
     writer: Mutex<()>,
     unpacking: KeyedLocks,
+    pub(crate) downloads: Downloads,
     _lock: File,
 }
 
@@ -300,6 +303,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
 
 impl Inner {
     fn open(directory: PathBuf, options: StoreOptions) -> Result<Self, ImageError> {
+        // One of the process; whoever was first has chosen the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         make_directory(&directory)?;
         let lock = lock(&directory)?;
         check_format(&directory)?;
@@ -320,6 +325,7 @@ impl Inner {
             state: Mutex::new(State { index, leases, pins: HashMap::new() }),
             writer: Mutex::new(()),
             unpacking: KeyedLocks::default(),
+            downloads: Downloads::default(),
             directory,
             options,
             credentials,
@@ -384,6 +390,14 @@ impl Inner {
         let digest = self.put_blob(manifest)?;
         self.change_index(|index| index.insert(digest.clone(), record, references))?;
         Ok(digest)
+    }
+
+    /// Calls an image that is here by one more name.
+    pub(crate) fn add_reference(&self, digest: &Digest, reference: &ImageReference) -> Result<(), ImageError> {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = self.state().index.get(digest).cloned();
+        let record = record.ok_or_else(|| ImageError::NotFound { name: digest.to_string() })?;
+        self.change_index(|index| index.insert(digest.clone(), record, std::slice::from_ref(reference)))
     }
 
     /// Changes the index on disk, then in memory. The caller holds the writer's lock.
