@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use atoll_image::{Credentials, Digest, Image, ImageError, ImageErrorKind, ProgressEvent, ProgressSink, PullOptions};
+use atoll_image::{
+    Credentials, Digest, Image, ImageError, ImageErrorKind, ProgressEvent, ProgressSink,
+    PullOptions,
+};
 use support::fake_registry::{FakeRegistry, Reply, serve_image};
 use support::{Built, Scratch, Tar, descriptor, noise, scratch};
 
@@ -20,7 +23,8 @@ async fn pull(scratch: &Scratch, reference: &str) -> Result<Image, ImageError> {
 }
 
 fn image(files: &[(&str, &[u8])]) -> Built {
-    let layers: Vec<Vec<u8>> = files.iter().map(|(name, data)| Tar::new().file(name, data).finish()).collect();
+    let layers: Vec<Vec<u8>> =
+        files.iter().map(|(name, data)| Tar::new().file(name, data).finish()).collect();
     Built::new(&layers, serde_json::json!({"Cmd": ["/a"]}))
 }
 
@@ -59,7 +63,11 @@ async fn an_image_is_pulled_with_progress_and_found_again_without_downloading() 
 
     let before = registry.requests_of("/blobs/").len();
     pull(&scratch, &registry.reference("team/app:2")).await.unwrap();
-    assert_eq!(registry.requests_of("/blobs/").len(), before, "the same image has nothing to download");
+    assert_eq!(
+        registry.requests_of("/blobs/").len(),
+        before,
+        "the same image has nothing to download"
+    );
     assert_eq!(scratch.store.inspect(&image.digest.to_string()).unwrap().references.len(), 2);
     assert!(registry.requests().iter().all(|request| request.header("authorization").is_none()));
 }
@@ -106,7 +114,9 @@ async fn this_machines_image_is_taken_from_an_index() {
     let foreign = index(vec![entry("riscv64", b"other"), entry("s390x", b"another")]);
     let (served, indexes) = (Arc::clone(&built), [good.clone(), foreign]);
     let registry = FakeRegistry::start(move |request| {
-        if request.path.ends_with("/manifests/good") || request.path.ends_with(&Digest::of(indexes[0].as_bytes()).to_string()) {
+        if request.path.ends_with("/manifests/good")
+            || request.path.ends_with(&Digest::of(indexes[0].as_bytes()).to_string())
+        {
             return Reply::ok(indexes[0].clone());
         }
         if request.path.ends_with("/manifests/foreign") {
@@ -114,13 +124,19 @@ async fn this_machines_image_is_taken_from_an_index() {
         }
         serve_image(&served, request)
     });
-    assert_eq!(pull(&scratch, &registry.reference("team/app:good")).await.unwrap().digest, built.digest());
+    assert_eq!(
+        pull(&scratch, &registry.reference("team/app:good")).await.unwrap().digest,
+        built.digest()
+    );
     let by_index = registry.reference(&format!("team/app@{}", Digest::of(good.as_bytes())));
     pull(&scratch, &by_index).await.unwrap();
     let found = scratch.store.resolve(&by_index.parse().unwrap()).unwrap();
     assert_eq!(found.digest, built.digest(), "found by the digest of the index too");
     let error = pull(&scratch, &registry.reference("team/app:foreign")).await.unwrap_err();
-    assert!(matches!(&error, ImageError::NoPlatform { offered, .. } if offered == "linux/riscv64, linux/s390x"), "{error}");
+    assert!(
+        matches!(&error, ImageError::NoPlatform { offered, .. } if offered == "linux/riscv64, linux/s390x"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -132,7 +148,9 @@ async fn a_broken_download_goes_on_where_it_stopped() {
     let half = layer.len() / 2;
     let (served, broken) = (Arc::clone(&built), AtomicUsize::new(0));
     let registry = FakeRegistry::start(move |request| {
-        if request.path == blob_path(&served.layers[0]) && broken.fetch_add(1, Ordering::SeqCst) == 0 {
+        if request.path == blob_path(&served.layers[0])
+            && broken.fetch_add(1, Ordering::SeqCst) == 0
+        {
             let claimed_length = Some(served.layers[0].len());
             return Reply { claimed_length, ..Reply::ok(&served.layers[0][..half]) };
         }
@@ -140,7 +158,11 @@ async fn a_broken_download_goes_on_where_it_stopped() {
     });
     let image = pull(&scratch, &registry.reference("team/app")).await.unwrap();
     assert_eq!(std::fs::read(image.layers[0].join("a")).unwrap(), data);
-    let starts: Vec<_> = registry.requests_of(&blob_path(&layer)).iter().map(|request| request.range_start()).collect();
+    let starts: Vec<_> = registry
+        .requests_of(&blob_path(&layer))
+        .iter()
+        .map(|request| request.range_start())
+        .collect();
     assert_eq!(starts, [None, Some(half)]);
 }
 
@@ -157,7 +179,9 @@ async fn a_registry_that_goes_away_is_an_error_and_the_next_pull_resumes() {
     let registry = FakeRegistry::start(move |request| {
         if request.path == blob_path(&served.layers[0]) && !is_healthy.load(Ordering::SeqCst) {
             return match seen.fetch_add(1, Ordering::SeqCst) {
-                0 => Reply { claimed_length: Some(half * 2), ..Reply::ok(&served.layers[0][..half]) },
+                0 => {
+                    Reply { claimed_length: Some(half * 2), ..Reply::ok(&served.layers[0][..half]) }
+                }
                 _ => Reply::status(503),
             };
         }
@@ -171,7 +195,12 @@ async fn a_registry_that_goes_away_is_an_error_and_the_next_pull_resumes() {
 
     let Scratch { directory, store } = scratch;
     drop(store);
-    let store = atoll_image::ImageStore::open(directory.path().join("images"), support::options(directory.path())).await.unwrap();
+    let store = atoll_image::ImageStore::open(
+        directory.path().join("images"),
+        support::options(directory.path()),
+    )
+    .await
+    .unwrap();
     let scratch = Scratch { directory, store };
     healthy.store(true, Ordering::SeqCst);
     pull(&scratch, &reference).await.unwrap();
@@ -190,7 +219,11 @@ async fn a_registry_that_cannot_resume_is_read_from_the_start() {
         if request.path == blob_path(&served.layers[0]) {
             let whole = Reply::ok(served.layers[0].clone());
             return match calls.fetch_add(1, Ordering::SeqCst) {
-                0 => Reply { body: whole.body[..half].to_vec(), claimed_length: Some(whole.body.len()), ..whole },
+                0 => Reply {
+                    body: whole.body[..half].to_vec(),
+                    claimed_length: Some(whole.body.len()),
+                    ..whole
+                },
                 _ => whole,
             };
         }
@@ -203,7 +236,8 @@ async fn a_registry_that_cannot_resume_is_read_from_the_start() {
 #[tokio::test]
 async fn a_silent_connection_ends_in_an_error() {
     let scratch = scratch().await;
-    let registry = FakeRegistry::start(|_| Reply { claimed_length: Some(100), hang: true, ..Reply::ok("{") });
+    let registry =
+        FakeRegistry::start(|_| Reply { claimed_length: Some(100), hang: true, ..Reply::ok("{") });
     let options = PullOptions { plain_http: true, idle_timeout: Duration::from_millis(300) };
     let reference = registry.reference("team/app").parse().unwrap();
     let error = scratch.store.pull(&reference, &options, ProgressSink::none()).await.unwrap_err();
@@ -233,7 +267,11 @@ async fn content_that_is_not_what_its_digest_says_is_not_used() {
             part => part.to_owned(),
         };
         let registry = FakeRegistry::start(move |request| {
-            if request.path.contains(&place) { Reply::ok(lied.clone()) } else { serve_image(&served, request) }
+            if request.path.contains(&place) {
+                Reply::ok(lied.clone())
+            } else {
+                serve_image(&served, request)
+            }
         });
         let error = pull(&scratch, &registry.reference(&by_digest)).await.unwrap_err();
         assert_eq!(error.kind(), ImageErrorKind::Invalid, "{what}: {error}");
@@ -247,12 +285,19 @@ async fn endless_answers_are_bounded() {
     let registry = FakeRegistry::start(|_| Reply::ok(vec![b' '; 5 << 20]));
     let error = pull(&scratch, &registry.reference("team/app")).await.unwrap_err();
     assert!(error.to_string().contains("longer than 4194304 bytes"), "{error}");
-    let registry = FakeRegistry::start(|_| Reply { status: 500, body: vec![b'<'; 5 << 20], ..Reply::default() });
+    let registry = FakeRegistry::start(|_| Reply {
+        status: 500,
+        body: vec![b'<'; 5 << 20],
+        ..Reply::default()
+    });
     let error = pull(&scratch, &registry.reference("team/app")).await.unwrap_err();
     assert!(error.to_string().len() < 500, "{error}");
 }
 
-fn protected(built: Arc<Built>, realm: String) -> impl Fn(&support::fake_registry::Request) -> Reply {
+fn protected(
+    built: Arc<Built>,
+    realm: String,
+) -> impl Fn(&support::fake_registry::Request) -> Reply {
     move |request| {
         if request.path.starts_with("/token?") {
             let expected = "Basic bWU6c2VjcmV0"; // me:secret
@@ -306,8 +351,10 @@ async fn tokens_are_asked_for_anonymously_and_with_credentials() {
 #[tokio::test]
 async fn credentials_are_not_sent_to_a_token_service_without_tls() {
     let scratch = scratch().await;
-    for realm in ["http://192.0.2.1", "ftp://127.0.0.1", "http://me:secret@127.0.0.1:1", "nonsense"] {
-        let registry = FakeRegistry::start(protected(Arc::new(image(&[("a", b"a")])), realm.to_owned()));
+    for realm in ["http://192.0.2.1", "ftp://127.0.0.1", "http://me:secret@127.0.0.1:1", "nonsense"]
+    {
+        let registry =
+            FakeRegistry::start(protected(Arc::new(image(&[("a", b"a")])), realm.to_owned()));
         let login = Credentials { username: "me".into(), password: "secret".into() };
         scratch.store.set_credentials(&registry.address.to_string(), Some(login)).await.unwrap();
         let error = pull(&scratch, &registry.reference("team/app")).await.unwrap_err();
@@ -328,7 +375,8 @@ async fn redirects_are_followed_without_credentials() {
             return Reply::status(401).with("www-authenticate", "Basic realm=\"x\"");
         }
         if request.path.contains("/blobs/") {
-            return Reply::status(307).with("location", &format!("http://{target}{}", request.path));
+            return Reply::status(307)
+                .with("location", &format!("http://{target}{}", request.path));
         }
         serve_image(&served, request)
     });
@@ -344,10 +392,16 @@ async fn redirects_are_followed_without_credentials() {
 async fn redirects_that_lead_astray_are_refused() {
     let scratch = scratch().await;
     let built = Arc::new(image(&[("a", b"a")]));
-    for location in ["http://192.0.2.1/x", "file:///etc/passwd", "ftp://127.0.0.1/", "http://[", "", "/again"] {
+    for location in
+        ["http://192.0.2.1/x", "file:///etc/passwd", "ftp://127.0.0.1/", "http://[", "", "/again"]
+    {
         let served = Arc::clone(&built);
         let registry = FakeRegistry::start(move |request| {
-            if request.path.contains("/manifests/") { serve_image(&served, request) } else { Reply::status(302).with("location", location) }
+            if request.path.contains("/manifests/") {
+                serve_image(&served, request)
+            } else {
+                Reply::status(302).with("location", location)
+            }
         });
         let error = pull(&scratch, &registry.reference("team/app")).await.unwrap_err();
         assert!(error.to_string().contains("redirect"), "{location:?}: {error}");
@@ -358,15 +412,25 @@ async fn redirects_that_lead_astray_are_refused() {
 #[tokio::test]
 async fn plain_http_is_for_this_machine_alone() {
     let scratch = scratch().await;
-    for reference in ["registry.example/app", "192.0.2.1:5000/app", "127.0.0.1.example/app", "busybox"] {
+    for reference in
+        ["registry.example/app", "192.0.2.1:5000/app", "127.0.0.1.example/app", "busybox"]
+    {
         let error = pull(&scratch, reference).await.unwrap_err();
         assert_eq!(error.kind(), ImageErrorKind::Invalid, "{error}");
         assert!(error.to_string().contains("plain HTTP"), "{error}");
     }
     let registry = FakeRegistry::start(|_| Reply::status(500));
     let reference = registry.reference("team/app").parse().unwrap();
-    let error = scratch.store.pull(&reference, &PullOptions::default(), ProgressSink::none()).await.unwrap_err();
-    assert_eq!(error.kind(), ImageErrorKind::Unavailable, "without being asked to, no plain HTTP: {error}");
+    let error = scratch
+        .store
+        .pull(&reference, &PullOptions::default(), ProgressSink::none())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.kind(),
+        ImageErrorKind::Unavailable,
+        "without being asked to, no plain HTTP: {error}"
+    );
     assert_eq!(registry.requests_of("/v2/").len(), 0);
 }
 
@@ -377,7 +441,11 @@ async fn a_dropped_pull_leaves_nothing_running_or_half_made() {
     let served = Arc::clone(&built);
     let registry = FakeRegistry::start(move |request| {
         if request.path == blob_path(&served.layers[0]) {
-            return Reply { claimed_length: Some(served.layers[0].len()), hang: true, ..Reply::ok(&served.layers[0][..1000]) };
+            return Reply {
+                claimed_length: Some(served.layers[0].len()),
+                hang: true,
+                ..Reply::ok(&served.layers[0][..1000])
+            };
         }
         serve_image(&served, request)
     });

@@ -80,13 +80,20 @@ impl From<ImageError> for DownloadError {
 }
 
 impl Download {
-    pub(super) fn begin(store: Arc<Inner>, client: Arc<Client>, descriptor: &Descriptor, progress: ProgressSink) -> Self {
+    pub(super) fn begin(
+        store: Arc<Inner>,
+        client: Arc<Client>,
+        descriptor: &Descriptor,
+        progress: ProgressSink,
+    ) -> Self {
         let (digest, size) = (descriptor.digest.clone(), descriptor.size);
         Self(tokio::spawn(async move {
             let lock = store.downloads.lock_of(&digest);
             let _alone = lock.lock().await;
             let Ok(_slot) = store.downloads.slots.acquire().await else {
-                return Err(ImageError::Interrupted { detail: "downloads have ended".to_owned() }.into());
+                return Err(
+                    ImageError::Interrupted { detail: "downloads have ended".to_owned() }.into()
+                );
             };
             Blob { store: &store, client: &client, digest: &digest, size, progress }.fetch().await
         }))
@@ -96,7 +103,9 @@ impl Download {
     pub(super) async fn finish(mut self, reference: &ImageReference) -> Result<File, ImageError> {
         match (&mut self.0).await {
             Ok(Ok(file)) => Ok(file),
-            Ok(Err(DownloadError::Registry(source))) => Err(ImageError::from_registry(reference, source)),
+            Ok(Err(DownloadError::Registry(source))) => {
+                Err(ImageError::from_registry(reference, source))
+            }
             Ok(Err(DownloadError::Other(error))) => Err(error),
             Err(error) => Err(ImageError::Interrupted { detail: error.to_string() }),
         }
@@ -155,17 +164,24 @@ impl Blob<'_> {
             if !error.is_transient() || exhausted {
                 return Err(DownloadError::Registry(error));
             }
-            self.progress.send(&ProgressEvent::Retrying { layer: self.digest.clone(), reason: error.to_string() });
+            self.progress.send(&ProgressEvent::Retrying {
+                layer: self.digest.clone(),
+                reason: error.to_string(),
+            });
             tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(attempt - 1)).await;
         }
     }
 
     /// One request: the file comes back with what it brought. The outer error is of this machine.
-    async fn attempt(&self, mut partial: Partial) -> Result<(Partial, Result<(), RegistryError>), ImageError> {
-        let BlobStream { mut response, resumed } = match self.client.blob(self.digest, partial.length).await {
-            Ok(stream) => stream,
-            Err(error) => return Ok((partial, Err(error))),
-        };
+    async fn attempt(
+        &self,
+        mut partial: Partial,
+    ) -> Result<(Partial, Result<(), RegistryError>), ImageError> {
+        let BlobStream { mut response, resumed } =
+            match self.client.blob(self.digest, partial.length).await {
+                Ok(stream) => stream,
+                Err(error) => return Ok((partial, Err(error))),
+            };
         if !resumed {
             partial = blocking(move || partial.restart()).await?;
         }
@@ -223,7 +239,8 @@ impl Blob<'_> {
                 return Ok(Verified::Bad(partial.restart()?, actual));
             }
             let mut file = partial.file;
-            file.seek(SeekFrom::Start(0)).map_err(|error| io_error("rewind", &partial.path, error))?;
+            file.seek(SeekFrom::Start(0))
+                .map_err(|error| io_error("rewind", &partial.path, error))?;
             Ok(Verified::Good(file))
         })
         .await
@@ -232,9 +249,11 @@ impl Blob<'_> {
     /// A disk that cannot hold the rest is found full before a byte is asked for.
     fn check_room(&self, have: u64) -> Result<(), ImageError> {
         let path = &self.store.directory;
-        let stat = rustix::fs::statvfs(path).map_err(|error| io_error("ask for the free space of", path, error))?;
+        let stat = rustix::fs::statvfs(path)
+            .map_err(|error| io_error("ask for the free space of", path, error))?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        let needed = (self.size - have.min(self.size)).saturating_add(self.store.options.min_free_bytes);
+        let needed =
+            (self.size - have.min(self.size)).saturating_add(self.store.options.min_free_bytes);
         if free < needed { Err(ImageError::DiskFull { path: path.clone() }) } else { Ok(()) }
     }
 }
@@ -280,7 +299,10 @@ fn write_in_background(mut partial: Partial) -> (mpsc::Sender<Bytes>, Writer) {
     let length = partial.length;
     let writer = tokio::task::spawn_blocking(move || {
         while let Some(chunk) = chunks.blocking_recv() {
-            partial.file.write_all(&chunk).map_err(|error| io_error("write", &partial.path, error))?;
+            partial
+                .file
+                .write_all(&chunk)
+                .map_err(|error| io_error("write", &partial.path, error))?;
             partial.hasher.update(&chunk);
             partial.length += chunk.len() as u64;
         }

@@ -60,7 +60,9 @@ impl ImageStore {
             return Ok(image);
         }
         let Document::Manifest(layers) = manifest::parse(&manifest.bytes)? else {
-            return Err(failed(RegistryError::Protocol { detail: "an index leads to an index".to_owned() }));
+            return Err(failed(RegistryError::Protocol {
+                detail: "an index leads to an index".to_owned(),
+            }));
         };
         let config_bytes =
             client.small_blob(&layers.config.digest, MAX_CONFIG_BYTES).await.map_err(failed)?;
@@ -71,8 +73,13 @@ impl ImageStore {
         self.fetch_layers(Arc::new(client), reference, described, progress).await
     }
 
-    async fn client(&self, reference: &ImageReference, options: &PullOptions) -> Result<Client, ImageError> {
-        let (inner, reference, options) = (Arc::clone(&self.inner), reference.clone(), options.clone());
+    async fn client(
+        &self,
+        reference: &ImageReference,
+        options: &PullOptions,
+    ) -> Result<Client, ImageError> {
+        let (inner, reference, options) =
+            (Arc::clone(&self.inner), reference.clone(), options.clone());
         // Reads the system's certificates.
         blocking(move || {
             let client = ClientOptions {
@@ -81,7 +88,8 @@ impl ImageStore {
                 certificates_directory: &inner.options.certificates_directory,
                 credentials: inner.credentials.get(reference.registry()),
             };
-            Client::new(&reference, client).map_err(|source| ImageError::from_registry(&reference, source))
+            Client::new(&reference, client)
+                .map_err(|source| ImageError::from_registry(&reference, source))
         })
         .await
     }
@@ -95,7 +103,8 @@ impl ImageStore {
         if self.get(&manifest.digest).is_none() {
             return Ok(None);
         }
-        let (inner, digest, reference) = (Arc::clone(&self.inner), manifest.digest.clone(), reference.clone());
+        let (inner, digest, reference) =
+            (Arc::clone(&self.inner), manifest.digest.clone(), reference.clone());
         blocking(move || inner.add_reference(&digest, &reference)).await?;
         Ok(self.get(&manifest.digest))
     }
@@ -125,7 +134,9 @@ impl ImageStore {
             parent = Some(chain);
         }
         let mut done: Vec<LayerRecord> = Vec::new();
-        for ((coming, descriptor), diff_id) in coming.into_iter().zip(&descriptors).zip(&config.diff_ids) {
+        for ((coming, descriptor), diff_id) in
+            coming.into_iter().zip(&descriptors).zip(&config.diff_ids)
+        {
             let digest = descriptor.digest.clone();
             let (layer, reused) = match coming {
                 Coming::Here(layer) => (layer, true),
@@ -168,7 +179,12 @@ impl ImageStore {
         let inner = Arc::clone(&self.inner);
         let mut own_pins = Pins::new(&inner);
         let (layer, reused, own_pins) = blocking(move || {
-            let job = LayerJob { archive, label: blob.to_string(), diff_id: Some(&diff_id), below: &below };
+            let job = LayerJob {
+                archive,
+                label: blob.to_string(),
+                diff_id: Some(&diff_id),
+                below: &below,
+            };
             let (layer, reused) = inner.ensure_layer(job, &diff_id, &mut own_pins)?;
             Ok((layer, reused, own_pins))
         })
@@ -207,6 +223,11 @@ impl Inner {
         descriptor: &manifest::Descriptor,
         progress: &ProgressSink,
     ) -> download::Download {
-        download::Download::begin(Arc::clone(self), Arc::clone(client), descriptor, progress.clone())
+        download::Download::begin(
+            Arc::clone(self),
+            Arc::clone(client),
+            descriptor,
+            progress.clone(),
+        )
     }
 }

@@ -29,22 +29,33 @@ struct TokenAnswer {
 
 impl Client {
     /// The `Authorization` that answers one of these challenges.
-    pub(super) async fn answer(&self, challenges: &[HeaderValue]) -> Result<HeaderValue, RegistryError> {
+    pub(super) async fn answer(
+        &self,
+        challenges: &[HeaderValue],
+    ) -> Result<HeaderValue, RegistryError> {
         let parsed: Vec<Challenge> =
             challenges.iter().filter_map(|value| value.to_str().ok()).filter_map(parse).collect();
         let bearer = parsed.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
         match (bearer.or(parsed.first()), &self.credentials) {
-            (Some(Challenge::Bearer { realm, service }), _) => self.token(realm, service.as_deref()).await,
+            (Some(Challenge::Bearer { realm, service }), _) => {
+                self.token(realm, service.as_deref()).await
+            }
             (Some(Challenge::Basic), Some(credentials)) => basic(credentials),
             _ => Err(self.unauthorized("it wants to know who asks")),
         }
     }
 
-    async fn token(&self, realm: &str, service: Option<&str>) -> Result<HeaderValue, RegistryError> {
-        let mut url = Url::parse(realm)
-            .map_err(|error| RegistryError::Protocol { detail: format!("its token service's address: {error}") })?;
-        self.check_url(&url)
-            .map_err(|detail| RegistryError::Protocol { detail: format!("its token service leads {detail}") })?;
+    async fn token(
+        &self,
+        realm: &str,
+        service: Option<&str>,
+    ) -> Result<HeaderValue, RegistryError> {
+        let mut url = Url::parse(realm).map_err(|error| RegistryError::Protocol {
+            detail: format!("its token service's address: {error}"),
+        })?;
+        self.check_url(&url).map_err(|detail| RegistryError::Protocol {
+            detail: format!("its token service leads {detail}"),
+        })?;
         {
             let mut query = url.query_pairs_mut();
             if let Some(service) = service {
@@ -70,10 +81,13 @@ impl Client {
             });
         }
         let body = read_bounded(response, MAX_TOKEN_BYTES).await?;
-        let answer: TokenAnswer = serde_json::from_slice(&body)
-            .map_err(|_| RegistryError::Protocol { detail: "its token service's answer is no JSON".to_owned() })?;
+        let answer: TokenAnswer = serde_json::from_slice(&body).map_err(|_| {
+            RegistryError::Protocol { detail: "its token service's answer is no JSON".to_owned() }
+        })?;
         let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
-        let token = token.ok_or_else(|| RegistryError::Protocol { detail: "its token service gives no token".to_owned() })?;
+        let token = token.ok_or_else(|| RegistryError::Protocol {
+            detail: "its token service gives no token".to_owned(),
+        })?;
         secret(&format!("Bearer {token}"))
     }
 
@@ -92,8 +106,9 @@ fn basic(credentials: &Credentials) -> Result<HeaderValue, RegistryError> {
 }
 
 fn secret(text: &str) -> Result<HeaderValue, RegistryError> {
-    let mut value = HeaderValue::from_str(text)
-        .map_err(|_| RegistryError::Protocol { detail: "a token with control characters".to_owned() })?;
+    let mut value = HeaderValue::from_str(text).map_err(|_| RegistryError::Protocol {
+        detail: "a token with control characters".to_owned(),
+    })?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -137,7 +152,8 @@ mod tests {
         assert_eq!(parse(header), bearer("https://auth.example/token", Some("r.example")));
         assert_eq!(parse("bearer  scope=\"a,b\" , realm=https://x/ "), bearer("https://x/ ", None));
         assert_eq!(parse(r#"Basic realm="x""#), Some(Challenge::Basic));
-        for header in ["", "Negotiate", "Bearer", "Bearer service=\"x\"", "Bearer realm=\"unclosed"] {
+        for header in ["", "Negotiate", "Bearer", "Bearer service=\"x\"", "Bearer realm=\"unclosed"]
+        {
             assert_eq!(parse(header), None, "{header}");
         }
     }

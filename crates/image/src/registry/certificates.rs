@@ -21,7 +21,10 @@ pub(super) fn load(directory: &Path, registry: &str) -> Result<Vec<Certificate>,
 }
 
 fn files(directory: &Path) -> Result<Vec<PathBuf>, RegistryError> {
-    let failed = |error: std::io::Error| RegistryError::Certificate { path: directory.into(), detail: error.to_string() };
+    let failed = |error: std::io::Error| RegistryError::Certificate {
+        path: directory.into(),
+        detail: error.to_string(),
+    };
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -30,7 +33,8 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>, RegistryError> {
     let mut files = Vec::new();
     for entry in entries {
         let path = entry.map_err(failed)?.path();
-        let is_certificate = path.extension().is_some_and(|extension| extension == "pem" || extension == "crt");
+        let is_certificate =
+            path.extension().is_some_and(|extension| extension == "pem" || extension == "crt");
         if is_certificate && path.is_file() {
             files.push(path);
         }
@@ -46,7 +50,8 @@ fn read(path: &Path) -> Result<Vec<Certificate>, RegistryError> {
         return Err(failed(format!("it has more than {MAX_FILE_BYTES} bytes")));
     }
     let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
-    let certificates = Certificate::from_pem_bundle(&bytes).map_err(|error| failed(super::error::chain(&error)))?;
+    let certificates = Certificate::from_pem_bundle(&bytes)
+        .map_err(|error| failed(super::error::chain(&error)))?;
     if certificates.is_empty() {
         return Err(failed("it holds no certificate in PEM form".to_owned()));
     }

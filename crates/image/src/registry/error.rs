@@ -7,7 +7,9 @@ use crate::error::ImageErrorKind;
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// Plain HTTP to another machine.
-    #[error("plain HTTP is spoken to registries on this machine only, and {registry} is elsewhere: use TLS")]
+    #[error(
+        "plain HTTP is spoken to registries on this machine only, and {registry} is elsewhere: use TLS"
+    )]
     PlainHttp {
         /// Which registry.
         registry: String,
@@ -75,7 +77,9 @@ pub enum RegistryError {
         limit: u64,
     },
     /// Content that is not what its digest says.
-    #[error("{what} should be {expected} but is {actual}: it was changed or damaged on the way, and is not used")]
+    #[error(
+        "{what} should be {expected} but is {actual}: it was changed or damaged on the way, and is not used"
+    )]
     Digest {
         /// Which content.
         what: String,
@@ -99,7 +103,9 @@ impl RegistryError {
         match self {
             Self::NotFound { .. } => ImageErrorKind::NotFound,
             Self::Unauthorized { .. } => ImageErrorKind::Unauthorized,
-            Self::PlainHttp { .. } | Self::Digest { .. } | Self::TooLarge { .. } => ImageErrorKind::Invalid,
+            Self::PlainHttp { .. } | Self::Digest { .. } | Self::TooLarge { .. } => {
+                ImageErrorKind::Invalid
+            }
             Self::Certificate { .. } => ImageErrorKind::Internal,
             Self::Unreachable { .. }
             | Self::Cut { .. }
@@ -118,7 +124,9 @@ impl RegistryError {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Cut { .. } => true,
-            Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504),
+            Self::Status { status, .. } => {
+                matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504)
+            }
             _ => false,
         }
     }
@@ -140,11 +148,17 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
         parts.push("nothing came for too long".to_owned());
     }
     if parts.is_empty() {
-        parts.push(if error.is_connect() { "no connection".to_owned() } else { "the request failed".to_owned() });
+        parts.push(if error.is_connect() {
+            "no connection".to_owned()
+        } else {
+            "the request failed".to_owned()
+        });
     }
     let text = parts.join(": ");
     if text.contains("UnknownIssuer") {
-        return format!("{text} (put the certificate of a private authority into the data directory's certs/)");
+        return format!(
+            "{text} (put the certificate of a private authority into the data directory's certs/)"
+        );
     }
     text
 }

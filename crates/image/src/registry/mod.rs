@@ -13,7 +13,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use atoll_model::image_reference::{ImageReference, registry_is_loopback};
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE,
+};
 use reqwest::{Response, StatusCode, Url};
 
 use crate::credentials::Credentials;
@@ -64,7 +66,10 @@ pub(crate) struct BlobStream {
 }
 
 impl Client {
-    pub(crate) fn new(reference: &ImageReference, options: ClientOptions<'_>) -> Result<Self, RegistryError> {
+    pub(crate) fn new(
+        reference: &ImageReference,
+        options: ClientOptions<'_>,
+    ) -> Result<Self, RegistryError> {
         let registry = reference.registry().to_owned();
         if options.plain_http && !registry_is_loopback(&registry) {
             return Err(RegistryError::PlainHttp { registry });
@@ -95,7 +100,10 @@ impl Client {
     }
 
     /// Fetches a manifest or index by tag or digest. A digest is verified, and the registry's own word on it too.
-    pub(crate) async fn manifest(&self, tag_or_digest: &str) -> Result<FetchedManifest, RegistryError> {
+    pub(crate) async fn manifest(
+        &self,
+        tag_or_digest: &str,
+    ) -> Result<FetchedManifest, RegistryError> {
         let accept = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX].join(", ");
         let headers = [(ACCEPT, accept)];
         let response = self.get(&format!("manifests/{tag_or_digest}"), &headers).await?;
@@ -103,17 +111,26 @@ impl Client {
         let promised = response.headers().get("docker-content-digest").cloned();
         let bytes = read_bounded(response, MAX_MANIFEST_BYTES).await?;
         let digest = Digest::of(&bytes);
-        let promised = promised.as_ref().and_then(|value| value.to_str().ok()?.parse::<Digest>().ok());
+        let promised =
+            promised.as_ref().and_then(|value| value.to_str().ok()?.parse::<Digest>().ok());
         for expected in [promised, tag_or_digest.parse().ok()].into_iter().flatten() {
             if expected != digest {
-                return Err(RegistryError::Digest { what: "the manifest".to_owned(), expected, actual: digest });
+                return Err(RegistryError::Digest {
+                    what: "the manifest".to_owned(),
+                    expected,
+                    actual: digest,
+                });
             }
         }
         Ok(FetchedManifest { bytes, digest })
     }
 
     /// Fetches a small blob whole, and verifies it.
-    pub(crate) async fn small_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, RegistryError> {
+    pub(crate) async fn small_blob(
+        &self,
+        digest: &Digest,
+        limit: u64,
+    ) -> Result<Vec<u8>, RegistryError> {
         let stream = self.blob(digest, 0).await?;
         let bytes = read_bounded(stream.response, limit).await?;
         let actual = Digest::of(&bytes);
@@ -125,7 +142,11 @@ impl Client {
     }
 
     /// Begins to fetch a blob, from `offset` on where the registry can.
-    pub(crate) async fn blob(&self, digest: &Digest, offset: u64) -> Result<BlobStream, RegistryError> {
+    pub(crate) async fn blob(
+        &self,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<BlobStream, RegistryError> {
         let range = (RANGE, format!("bytes={offset}-"));
         let headers = if offset > 0 { std::slice::from_ref(&range) } else { &[] };
         let response = self.get(&format!("blobs/{digest}"), headers).await?;
@@ -138,35 +159,48 @@ impl Client {
         let response = self.expect(response, &accepted, &digest.to_string()).await?;
         let resumed = response.status() == StatusCode::PARTIAL_CONTENT;
         if resumed && !begins_at(&response, offset) {
-            return Err(RegistryError::Protocol { detail: "it sent another part of a blob than was asked for".into() });
+            return Err(RegistryError::Protocol {
+                detail: "it sent another part of a blob than was asked for".into(),
+            });
         }
         Ok(BlobStream { response, resumed })
     }
 
     /// A request with whatever authorization the registry wants.
-    async fn get(&self, path: &str, headers: &[(reqwest::header::HeaderName, String)]) -> Result<Response, RegistryError> {
+    async fn get(
+        &self,
+        path: &str,
+        headers: &[(reqwest::header::HeaderName, String)],
+    ) -> Result<Response, RegistryError> {
         let url = self
             .base
             .join(&format!("{}/{path}", self.repository))
             .map_err(|error| RegistryError::Protocol { detail: error.to_string() })?;
         let mut plain = HeaderMap::new();
         for (name, value) in headers {
-            let value = HeaderValue::from_str(value).map_err(|error| RegistryError::Protocol { detail: error.to_string() })?;
+            let value = HeaderValue::from_str(value)
+                .map_err(|error| RegistryError::Protocol { detail: error.to_string() })?;
             plain.insert(name.clone(), value);
         }
         let used = self.authorization.lock().await.clone();
         let response = self.follow(url.clone(), &plain, used.as_ref()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED || !same_origin(response.url(), &self.base) {
+        if response.status() != StatusCode::UNAUTHORIZED || !same_origin(response.url(), &self.base)
+        {
             return Ok(response);
         }
-        let challenges: Vec<HeaderValue> = response.headers().get_all(WWW_AUTHENTICATE).iter().cloned().collect();
+        let challenges: Vec<HeaderValue> =
+            response.headers().get_all(WWW_AUTHENTICATE).iter().cloned().collect();
         drop(response);
         let fresh = self.authorize(&challenges, used.as_ref()).await?;
         self.follow(url, &plain, Some(&fresh)).await
     }
 
     /// Answers a challenge; what another request got meanwhile is taken.
-    async fn authorize(&self, challenges: &[HeaderValue], used: Option<&HeaderValue>) -> Result<HeaderValue, RegistryError> {
+    async fn authorize(
+        &self,
+        challenges: &[HeaderValue],
+        used: Option<&HeaderValue>,
+    ) -> Result<HeaderValue, RegistryError> {
         let mut authorization = self.authorization.lock().await;
         if let Some(newer) = authorization.as_ref()
             && Some(newer) != used
@@ -201,7 +235,11 @@ impl Client {
         Err(RegistryError::Redirect { detail: format!("more than {MAX_REDIRECTS} in a row") })
     }
 
-    fn redirect_target(&self, from: &Url, location: Option<&HeaderValue>) -> Result<Url, RegistryError> {
+    fn redirect_target(
+        &self,
+        from: &Url,
+        location: Option<&HeaderValue>,
+    ) -> Result<Url, RegistryError> {
         let refused = |detail: String| RegistryError::Redirect { detail };
         let location = location.and_then(|value| value.to_str().ok()).unwrap_or_default();
         if location.is_empty() {
@@ -242,7 +280,12 @@ impl Client {
     }
 
     /// Gives the response back when its status is one of these, else what it means.
-    async fn expect(&self, response: Response, statuses: &[StatusCode], what: &str) -> Result<Response, RegistryError> {
+    async fn expect(
+        &self,
+        response: Response,
+        statuses: &[StatusCode],
+        what: &str,
+    ) -> Result<Response, RegistryError> {
         let status = response.status();
         if statuses.contains(&status) {
             return Ok(response);
@@ -254,16 +297,25 @@ impl Client {
                 repository: format!("{}/{}", self.registry, self.repository),
                 what: what.to_owned(),
             },
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                RegistryError::Unauthorized { registry: self.registry.clone(), known: self.credentials.is_some(), detail }
-            }
-            _ => RegistryError::Status { registry: self.registry.clone(), status: status.as_u16(), detail },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Unauthorized {
+                registry: self.registry.clone(),
+                known: self.credentials.is_some(),
+                detail,
+            },
+            _ => RegistryError::Status {
+                registry: self.registry.clone(),
+                status: status.as_u16(),
+                detail,
+            },
         })
     }
 }
 
 /// Reads a body that must not be longer than `limit`.
-pub(crate) async fn read_bounded(mut response: Response, limit: u64) -> Result<Vec<u8>, RegistryError> {
+pub(crate) async fn read_bounded(
+    mut response: Response,
+    limit: u64,
+) -> Result<Vec<u8>, RegistryError> {
     let too_large = || RegistryError::TooLarge { limit };
     if response.content_length().is_some_and(|length| length > limit) {
         return Err(too_large());
@@ -288,7 +340,9 @@ fn is_link_local(host: &str) -> bool {
         Ok(std::net::IpAddr::V6(address)) => {
             (address.segments()[0] & 0xffc0) == 0xfe80
                 || address.is_unspecified()
-                || address.to_ipv4_mapped().is_some_and(|address| address.is_loopback() || address.is_link_local())
+                || address
+                    .to_ipv4_mapped()
+                    .is_some_and(|address| address.is_loopback() || address.is_link_local())
         }
         Err(_) => false,
     }

@@ -41,7 +41,6 @@ pub use collect::{Collected, HighWater};
 pub(crate) use index::{ImageRecord, LayerRecord};
 pub(crate) use layers::{LayerJob, Pins};
 
-
 /// Format of the store's directory. Older is migrated, newer refused; this is the first.
 const FORMAT: u32 = 1;
 
@@ -393,11 +392,17 @@ impl Inner {
     }
 
     /// Calls an image that is here by one more name.
-    pub(crate) fn add_reference(&self, digest: &Digest, reference: &ImageReference) -> Result<(), ImageError> {
+    pub(crate) fn add_reference(
+        &self,
+        digest: &Digest,
+        reference: &ImageReference,
+    ) -> Result<(), ImageError> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let record = self.state().index.get(digest).cloned();
         let record = record.ok_or_else(|| ImageError::NotFound { name: digest.to_string() })?;
-        self.change_index(|index| index.insert(digest.clone(), record, std::slice::from_ref(reference)))
+        self.change_index(|index| {
+            index.insert(digest.clone(), record, std::slice::from_ref(reference))
+        })
     }
 
     /// Changes the index on disk, then in memory. The caller holds the writer's lock.

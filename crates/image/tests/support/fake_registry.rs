@@ -127,7 +127,8 @@ fn serve(
     let reply = answer(&request);
     let mut stream = stream;
     let length = reply.claimed_length.unwrap_or(reply.body.len());
-    let mut head = format!("HTTP/1.1 {} X\r\nconnection: close\r\ncontent-length: {length}\r\n", reply.status);
+    let mut head =
+        format!("HTTP/1.1 {} X\r\nconnection: close\r\ncontent-length: {length}\r\n", reply.status);
     for (name, value) in &reply.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -147,14 +148,16 @@ pub fn serve_image(built: &Built, request: &Request) -> Reply {
         return Reply::ok(built.manifest.clone())
             .with("content-type", "application/vnd.oci.image.manifest.v1+json");
     }
-    let blob = built.layers.iter().chain([&built.config]).find(|blob| path.ends_with(&Digest::of(blob).to_string()));
+    let blob = built
+        .layers
+        .iter()
+        .chain([&built.config])
+        .find(|blob| path.ends_with(&Digest::of(blob).to_string()));
     match (blob, request.range_start()) {
-        (Some(blob), Some(start)) if start < blob.len() => Reply {
-            status: 206,
-            body: blob[start..].to_vec(),
-            ..Reply::default()
+        (Some(blob), Some(start)) if start < blob.len() => {
+            Reply { status: 206, body: blob[start..].to_vec(), ..Reply::default() }
+                .with("content-range", &format!("bytes {start}-{}/{}", blob.len() - 1, blob.len()))
         }
-        .with("content-range", &format!("bytes {start}-{}/{}", blob.len() - 1, blob.len())),
         (Some(_), Some(_)) => Reply::status(416),
         (Some(blob), None) => Reply::ok(blob.clone()),
         (None, _) => Reply::status(404),
