@@ -1,0 +1,150 @@
+//! A spawner whose engine isolates nothing but process ids: for tests of the shim's core, which must hold with every engine.
+
+use std::ffi::CString;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use atoll_shim::engine::{
+    Begun, EndEvidence, Engine, EngineError, Resources, StandardStreams,
+};
+use atoll_shim::spawner;
+use atoll_sys::clone;
+use atoll_sys::process::{ProcessIdentity, Wait, peek_exit, reap, send_signal};
+use atoll_wire::guest::{Boot, ProcessSpec};
+use atoll_wire::record::ShimRecord;
+use atoll_wire::shim::Launch;
+use rustix::thread::UnshareFlags;
+
+fn main() -> std::io::Result<()> {
+    spawner::run(|launch, resources| Ok(Box::new(Bare::new(launch, resources))))
+}
+
+/// Each container is a process in a pid namespace; with it goes everything that it started.
+struct Bare {
+    guest: PathBuf,
+    first: Vec<Option<First>>,
+    /// A file whose presence makes `prepare` fail.
+    refuse: PathBuf,
+    _resources: Resources,
+}
+
+struct First {
+    identity: ProcessIdentity,
+    child: bool,
+}
+
+impl Bare {
+    fn new(launch: &Launch, resources: Resources) -> Self {
+        Self {
+            guest: launch.placement.guest_binary.clone(),
+            first: launch.plan.containers.iter().map(|_| None).collect(),
+            refuse: launch.placement.directory.join("refuse"),
+            _resources: resources,
+        }
+    }
+}
+
+fn failed(operation: &str) -> impl Fn(&dyn std::fmt::Display) -> EngineError {
+    move |error| EngineError::new(operation, error)
+}
+
+impl Engine for Bare {
+    fn prepare(&mut self) -> Result<(), EngineError> {
+        if self.refuse.exists() {
+            return Err(EngineError::new("prepare the sandbox", "the test wants it so"));
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, container: usize, streams: StandardStreams) -> Result<Begun, EngineError> {
+        let failed = failed("begin a container");
+        let program = CString::new(self.guest.as_os_str().as_bytes()).map_err(|e| failed(&e))?;
+        let child = clone::start(UnshareFlags::NEWPID, None, || {
+            let _ = rustix::stdio::dup2_stdin(&streams.input);
+            let _ = rustix::stdio::dup2_stdout(&streams.output);
+            let _ = rustix::stdio::dup2_stderr(&streams.diagnostics);
+            let _ = clone::execute_path(&program, std::slice::from_ref(&program), &[]);
+            126
+        })
+        .map_err(|e| failed(&e))?;
+        let identity = ProcessIdentity::of(child.pid)
+            .map_err(|e| failed(&e))?
+            .ok_or_else(|| failed(&"it is gone"))?;
+        self.first[container] = Some(First { identity: identity.clone(), child: true });
+        Ok(Begun { init: identity, ended: child.pidfd })
+    }
+
+    fn boot(&mut self, _container: usize) -> Result<Boot, EngineError> {
+        Ok(Boot { hostname: None, seccomp_filter_base64: String::new(), pids_limit: None })
+    }
+
+    fn adopt(&mut self, record: &ShimRecord) -> Result<Vec<Option<Begun>>, EngineError> {
+        let failed = failed("take over");
+        let mut begun = Vec::new();
+        for (at, first) in self.first.iter_mut().enumerate() {
+            let Some(one) = record.containers.get(at) else {
+                begun.push(None);
+                continue;
+            };
+            let identity = ProcessIdentity {
+                pid: one.init.pid,
+                start_time_ticks: one.init.start_time_ticks,
+                boot_id: one.init.boot_id.clone(),
+            };
+            let ended = identity.open().map_err(|e| failed(&e))?;
+            if ended.is_some() {
+                *first = Some(First { identity: identity.clone(), child: false });
+            }
+            begun.push(ended.map(|ended| Begun { init: identity, ended }));
+        }
+        Ok(begun)
+    }
+
+    fn exec_from_outside(
+        &mut self,
+        _container: usize,
+        _process: &ProcessSpec,
+        _streams: StandardStreams,
+    ) -> Result<Begun, EngineError> {
+        Err(EngineError::new("start a process from outside", "this engine has no way"))
+    }
+
+    fn kill(&mut self, container: usize) -> Result<(), EngineError> {
+        self.signal(container, 9)
+    }
+
+    fn signal(&mut self, container: usize, signal: i32) -> Result<(), EngineError> {
+        let failed = failed("send a signal");
+        if let Some(first) = &self.first[container]
+            && let Some(process) = first.identity.open().map_err(|e| failed(&e))?
+        {
+            send_signal(process.as_fd(), signal).map_err(|e| failed(&e))?;
+        }
+        Ok(())
+    }
+
+    fn end_boost(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn evidence(&mut self, container: usize) -> EndEvidence {
+        let child = self.first[container].as_ref().filter(|first| first.child);
+        let init_exit =
+            child.and_then(|first| peek_exit(first.identity.pid, Wait::Now).ok().flatten());
+        EndEvidence { init_exit, ..EndEvidence::default() }
+    }
+
+    fn remove(&mut self) -> Result<(), EngineError> {
+        for at in 0..self.first.len() {
+            self.kill(at)?;
+            if let Some(first) = self.first[at].take()
+                && first.child
+            {
+                reap(first.identity.pid, Wait::Block)
+                    .map_err(|error| failed("wait for a container")(&error))?;
+            }
+        }
+        Ok(())
+    }
+}
