@@ -5,15 +5,14 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use atoll_shim::engine::{
-    Begun, EndEvidence, Engine, EngineError, Resources, StandardStreams,
-};
+use atoll_shim::engine::{Begun, EndEvidence, Engine, EngineError, Resources, StandardStreams};
 use atoll_shim::spawner;
 use atoll_sys::clone;
 use atoll_sys::process::{ProcessIdentity, Wait, peek_exit, reap, send_signal};
 use atoll_wire::guest::{Boot, ProcessSpec};
 use atoll_wire::record::ShimRecord;
 use atoll_wire::shim::Launch;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::thread::UnshareFlags;
 
 fn main() -> std::io::Result<()> {
@@ -138,11 +137,12 @@ impl Engine for Bare {
     fn remove(&mut self) -> Result<(), EngineError> {
         for at in 0..self.first.len() {
             self.kill(at)?;
-            if let Some(first) = self.first[at].take()
-                && first.child
-            {
-                reap(first.identity.pid, Wait::Block)
-                    .map_err(|error| failed("wait for a container")(&error))?;
+            let Some(first) = self.first[at].take() else { continue };
+            let failed = failed("wait for a container");
+            if first.child {
+                reap(first.identity.pid, Wait::Block).map_err(|e| failed(&e))?;
+            } else if let Some(process) = first.identity.open().map_err(|e| failed(&e))? {
+                poll(&mut [PollFd::new(&process, PollFlags::IN)], None).map_err(|e| failed(&e))?;
             }
         }
         Ok(())

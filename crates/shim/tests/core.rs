@@ -1,4 +1,6 @@
 //! The shim's core with real processes, behind an engine that isolates nothing.
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
+#![allow(clippy::print_stderr, reason = "a skipped test says so")]
 
 #[path = "core/harness.rs"]
 mod harness;

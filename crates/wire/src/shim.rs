@@ -13,9 +13,12 @@
 //! | `<container>/disk.ext4` | server | the writable layer's disk |
 //! | `logs/<container>.log[.1]` | shim | [`crate::log`] |
 //!
-//! A server sends [`SpawnRequest`] as one packet to a spawner (SOCK_SEQPACKET) with descriptors in the order of
-//! [`SpawnRequest::descriptors`]. The spawner forks the shim, which leaves its session. The descriptor `conversation` is the shim's first
-//! connection and subscribed from the start; a later server connects to `shim.sock` and sends [`ShimRequest::Subscribe`].
+//! A server sends [`SpawnRequest`] as one packet to a spawner (SOCK_SEQPACKET, the spawner's descriptor 3) with descriptors in the order
+//! of [`SpawnRequest::descriptors`]. The spawner forks the shim, which leaves its session. The descriptor `conversation` is the shim's first
+//! connection and subscribed from the start: it hears `Spawned` and all that follows. From a shim that adopts it hears `Spawned`, then, as
+//! soon as every guest has answered or ended (within 2 s), a [`ShimReply::State`], then events. A directory that another shim holds is
+//! answered by [`ShimReply::Refused`] (connect to that one), a launch that cannot be read by [`ShimEvent::LaunchFailed`] alone. A later
+//! server connects to `shim.sock` and sends [`ShimRequest::Subscribe`].
 //!
 //! On a connection the client's first frame is [`REQUEST_KIND`] with a JSON [`ShimRequest`]; the shim answers with [`REPLY_KIND`]
 //! ([`ShimReply`]). After `Exec`, `Attach`, `Upload` and `Download` frames of [`crate::guest`] pass through in both directions, with

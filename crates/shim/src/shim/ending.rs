@@ -27,7 +27,10 @@ impl Shim {
         {
             self.take_messages(at);
         }
-        self.end_container(at, Seen::FirstProcessGone);
+        // A guest that never answered this shim may have ended before it came, and told somebody who is gone.
+        let answered = !self.adopted || self.containers[at].channel.is_acknowledged();
+        let seen = if answered { Seen::FirstProcessGone } else { Seen::Nobody };
+        self.end_container(at, seen);
     }
 
     /// A container has ended, or its main process has, which is the same. Everything else in it goes with it.

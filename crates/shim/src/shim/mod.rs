@@ -281,8 +281,15 @@ impl Shim {
         }
     }
 
-    /// Tells every subscriber.
+    /// Tells every subscriber. After a takeover the state comes first: what happens before it is known is part of it.
     fn tell(&mut self, event: &ShimEvent) {
+        if self.adopted && !self.state_told {
+            match event {
+                ShimEvent::Spawned { .. } => {}
+                ShimEvent::Ended | ShimEvent::LaunchFailed { .. } => self.tell_state(),
+                _ => return,
+            }
+        }
         for one in self.conversations.values_mut() {
             if one.role == Role::Subscriber {
                 one.event(event);

@@ -362,7 +362,10 @@ impl Client {
         while let Some(message) = self.message() {
             match message {
                 GuestMessage::Stdout { offset, data } => {
-                    assert_eq!(offset - finished.first_offset(offset), finished.stdout.len() as u64);
+                    assert_eq!(
+                        offset - finished.first_offset(offset),
+                        finished.stdout.len() as u64
+                    );
                     finished.stdout.extend_from_slice(&data);
                     self.credit(data.len());
                 }

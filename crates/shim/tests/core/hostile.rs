@@ -54,7 +54,8 @@ fn rubbish_closes_its_own_connection_and_nothing_else() {
         assert!(closed(stream), "{:?}", &bytes[..8]);
     }
     let mut answered = sandbox.connect();
-    for payload in [&b"{}"[..], b"", b"null", b"{\"request\":\"fly\"}", &[b'['; MAX_PAYLOAD_BYTES]] {
+    for payload in [&b"{}"[..], b"", b"null", b"{\"request\":\"fly\"}", &[b'['; MAX_PAYLOAD_BYTES]]
+    {
         answered.send_frame(&Frame { kind: REQUEST_KIND, stream: 9, payload: payload.into() });
         assert!(matches!(answered.reply(), ShimReply::Refused { .. }));
     }

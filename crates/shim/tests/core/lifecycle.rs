@@ -62,6 +62,8 @@ fn it_ends_when_nobody_is_there_and_who_comes_later_learns_it() {
     wait_until("the end is on disk", || sandbox.end().is_some());
     assert_eq!(sandbox.end().unwrap().containers[0].code, Some(7));
     assert_eq!(sandbox.log_text("main"), "alone\n");
+    let shim = sandbox.shim();
+    wait_until("the shim ends", || shim.state().unwrap() != ProcessState::Running);
     let mut client = spawner.request(&sandbox.directory, true);
     let events = {
         assert!(matches!(client.event(), Some(ShimEvent::Spawned { .. })));
@@ -137,7 +139,9 @@ fn started(spawner: &Spawner, sandbox: &Sandbox) -> Client {
 #[test]
 fn stop_asks_first_and_kills_what_does_not_listen() {
     let spawner = Spawner::start();
-    let polite = Sandbox::of_script("trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.05; done");
+    let polite = Sandbox::of_script(
+        "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.05; done",
+    );
     let mut client = started(&spawner, &polite);
     stop(&polite, 20_000);
     let exit = exits(&client.until_ended()).remove(0);

