@@ -6,6 +6,8 @@
     reason = "a test says by its failure what went wrong"
 )]
 
+#[path = "gvisor/guest_channel.rs"]
+mod guest_channel;
 #[path = "gvisor/harness.rs"]
 mod harness;
 #[path = "gvisor/life.rs"]
@@ -14,3 +16,7 @@ mod life;
 mod limits;
 #[path = "gvisor/one_container.rs"]
 mod one_container;
+#[path = "gvisor/several_containers.rs"]
+mod several_containers;
+#[path = "gvisor/with_guest.rs"]
+mod with_guest;

@@ -319,6 +319,9 @@ unsafe fn close_range(first: u32, last: u32, flags: u32) -> Result<(), ProcessEr
     }
 }
 
+/// No descriptor is higher: they are non-negative ints. The largest u32 would do for Linux, but gVisor reads it as -1.
+const HIGHEST_DESCRIPTOR: u32 = i32::MAX.unsigned_abs();
+
 /// The ranges between the kept descriptors, from 3 on.
 fn gaps(keep: &[RawFd]) -> Vec<(u32, u32)> {
     let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
@@ -331,7 +334,7 @@ fn gaps(keep: &[RawFd]) -> Vec<(u32, u32)> {
         }
         next = next.max(fd + 1);
     }
-    gaps.push((next, u32::MAX));
+    gaps.push((next, HIGHEST_DESCRIPTOR));
     gaps
 }
 
@@ -403,8 +406,8 @@ mod tests {
 
     #[test]
     fn ranges_to_close_leave_out_what_is_kept() {
-        assert_eq!(gaps(&[]), [(3, u32::MAX)]);
-        assert_eq!(gaps(&[0, 5, 3, 4, 5, 9, -1]), [(6, 8), (10, u32::MAX)]);
+        assert_eq!(gaps(&[]), [(3, HIGHEST_DESCRIPTOR)]);
+        assert_eq!(gaps(&[0, 5, 3, 4, 5, 9, -1]), [(6, 8), (10, HIGHEST_DESCRIPTOR)]);
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl Sandbox {
                 directory: directory.path().join("sandbox"),
                 cgroup_instance: format!("gvisor-test-{}", std::process::id()),
                 first_host_id: None,
-                guest_binary: PathBuf::from("/bin/busybox"),
+                guest_binary: directory.path().join("guest"),
                 gvisor: Some(GvisorPlacement {
                     runsc,
                     root: directory.path().join("r"),
@@ -132,6 +132,9 @@ impl Sandbox {
                 }),
             },
         };
+        fs::write(directory.path().join("guest"), atoll_programs::GUEST).unwrap();
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(directory.path().join("guest"), executable).unwrap();
         change(&mut launch);
         let resources = Resources {
             network_namespace: Some(new_network_namespace()),
@@ -148,10 +151,16 @@ impl Sandbox {
     /// Begins a container; its output goes where [`Self::output`] reads, its input ends when the given file is closed.
     pub(crate) fn begin(&mut self, index: usize) -> (Begun, File) {
         let (streams, input, output) = streams();
-        let begun = self.engine.begin(index, streams).unwrap();
+        let begun = self.begin_with(index, streams);
         self.outputs.insert(index, output);
-        self.note_children();
         (begun, input)
+    }
+
+    /// Begins a container with streams of the caller's.
+    pub(crate) fn begin_with(&mut self, index: usize, streams: StandardStreams) -> Begun {
+        let begun = self.engine.begin(index, streams).unwrap();
+        self.note_children();
+        begun
     }
 
     fn note_children(&mut self) {
