@@ -46,13 +46,8 @@ impl Guest {
         };
         let boot = sandbox.engine.boot(index).unwrap();
         let begun = sandbox.begin_with(index, streams);
-        let mut guest = Self {
-            begun,
-            to_guest,
-            from_guest,
-            decoder: Decoder::new(),
-            next_stream: 1,
-        };
+        let mut guest =
+            Self { begun, to_guest, from_guest, decoder: Decoder::new(), next_stream: 1 };
         let versions = vec![PROTOCOL_VERSION];
         guest.send(0, HostMessage::Hello(Hello { versions, epoch: 7 }));
         guest.send(0, HostMessage::Boot(boot));
