@@ -7,7 +7,7 @@ use atoll_server::{DataDir, ServerConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use super::{Outcome, SUCCESS, detached};
+use super::{Outcome, SUCCESS, detached, node};
 use crate::args::{ConnectionArgs, UpArgs};
 use crate::output;
 
@@ -42,15 +42,21 @@ fn serve(args: &UpArgs, data_dir: &Path, detached: bool) -> Outcome {
     begin_logging();
     // Locked before anything else touches it: two servers never share a directory.
     let locked = DataDir::open(data_dir)?;
+    let classes = node::classes(locked.path())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the server's threads")?;
-    runtime.block_on(serve_until_told(args, locked, detached))?;
+    runtime.block_on(serve_until_told(args, locked, classes, detached))?;
     Ok(SUCCESS)
 }
 
-async fn serve_until_told(args: &UpArgs, data_dir: DataDir, detached: bool) -> anyhow::Result<()> {
+async fn serve_until_told(
+    args: &UpArgs,
+    data_dir: DataDir,
+    classes: node::Classes,
+    detached: bool,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = async move {
@@ -63,6 +69,7 @@ async fn serve_until_told(args: &UpArgs, data_dir: DataDir, detached: bool) -> a
     let on_serving: Box<dyn FnOnce(&str) + Send> = if detached {
         Box::new(detached::tell_serving)
     } else {
+        let directory = directory.clone();
         Box::new(move |address| {
             // Nobody may be listening; the server serves all the same.
             let _ = output::print(&format!(
@@ -71,13 +78,14 @@ async fn serve_until_told(args: &UpArgs, data_dir: DataDir, detached: bool) -> a
             ));
         })
     };
+    let images = node::images(&directory).await?;
     let config = ServerConfig {
         data_dir,
         listen: args.listen.clone(),
         node_name: node_name(),
-        runtimes: Vec::new(),
-        missing_classes: Vec::new(),
-        images: super::node::images(),
+        runtimes: classes.runtimes,
+        missing_classes: classes.missing,
+        images,
         concurrent_launches: None,
         on_serving: Some(on_serving),
     };

@@ -1,0 +1,88 @@
+//! What this machine contributes to a server: its classes and its image store. Decides which classes can be had, and why others cannot.
+
+mod images;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use atoll_image::{ImageStore, StoreOptions, UnpackHelper};
+use atoll_runtime::shim::{PoolSizes, ShimHost, ShimHostConfig, ShimRuntime};
+use atoll_runtime::sim::{SimHost, SimRuntime};
+use atoll_runtime::{Runtime, RuntimeClass, container_host, gvisor_host};
+use atoll_server::ImageSource;
+
+/// How the binary is told that it is the unpack helper.
+const UNPACK_ARGUMENT: &str = "internal-unpack";
+
+/// The classes of this machine.
+pub(super) struct Classes {
+    /// Those that can be had, weakest first.
+    pub(super) runtimes: Vec<Arc<dyn Runtime>>,
+    /// Those that cannot, and what to install or change.
+    pub(super) missing: Vec<(RuntimeClass, String)>,
+}
+
+/// Finds the classes, and begins what they need. Call it before there are threads; takes some tens of milliseconds.
+pub(super) fn classes(data_dir: &Path) -> anyhow::Result<Classes> {
+    let mut found = Classes { runtimes: Vec::new(), missing: Vec::new() };
+    let sim_logs = data_dir.join("run").join("sim-logs");
+    std::fs::create_dir_all(&sim_logs)
+        .with_context(|| format!("cannot create {}", sim_logs.display()))?;
+    found.runtimes.push(Arc::new(SimRuntime::new(SimHost::with_logs(sim_logs))));
+    let container = container_host::report(data_dir).container();
+    let gvisor = gvisor_host::detect(data_dir);
+    if container.is_err() && gvisor.is_err() {
+        missing(&mut found, container.err(), gvisor.err());
+        return Ok(found);
+    }
+    let config = ShimHostConfig {
+        data_dir: data_dir.to_owned(),
+        guest_program: atoll_programs::GUEST,
+        shim_program: atoll_programs::SHIM,
+        spawners: None,
+        pools: PoolSizes::default(),
+    };
+    let host = match ShimHost::open(config) {
+        Ok(host) => host,
+        Err(error) => {
+            let why = format!("{:#}", anyhow::Error::new(error));
+            found.missing.push((RuntimeClass::Container, why.clone()));
+            found.missing.push((RuntimeClass::Gvisor, why));
+            return Ok(found);
+        }
+    };
+    match &container {
+        Ok(detail) => {
+            let runtime = ShimRuntime::container(Arc::clone(&host), detail.clone());
+            found.runtimes.push(Arc::new(runtime));
+        }
+        Err(why) => found.missing.push((RuntimeClass::Container, why.clone())),
+    }
+    match &gvisor {
+        Ok(runsc) => found.runtimes.push(Arc::new(ShimRuntime::gvisor(host, runsc))),
+        Err(why) => found.missing.push((RuntimeClass::Gvisor, why.to_string())),
+    }
+    Ok(found)
+}
+
+fn missing(
+    found: &mut Classes,
+    container: Option<String>,
+    gvisor: Option<gvisor_host::GvisorMissing>,
+) {
+    if let Some(why) = container {
+        found.missing.push((RuntimeClass::Container, why));
+    }
+    if let Some(why) = gvisor {
+        found.missing.push((RuntimeClass::Gvisor, why.to_string()));
+    }
+}
+
+/// Opens the image store of a data directory.
+pub(super) async fn images(data_dir: &Path) -> anyhow::Result<Arc<dyn ImageSource>> {
+    let helper = UnpackHelper::this_program(&[UNPACK_ARGUMENT]);
+    let options = StoreOptions::in_data_directory(data_dir, helper);
+    let store = ImageStore::open(data_dir.join("images"), options).await?;
+    Ok(Arc::new(images::StoreImages::new(store, data_dir.join("images").join("incoming"))?))
+}
