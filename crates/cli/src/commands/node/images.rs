@@ -132,11 +132,7 @@ impl ImageSource for StoreImages {
             .map_err(|error| ImageSourceError::Failed { message: error.to_string() })?
             .map_err(|error| ImageSourceError::Invalid { message: error.to_string() })?;
         Ok(ResolvedUser {
-            ids: UserIds {
-                uid: ids.uid,
-                gid: ids.gid,
-                supplementary_gids: ids.supplementary_gids,
-            },
+            ids: UserIds { uid: ids.uid, gid: ids.gid, supplementary_gids: ids.supplementary_gids },
             home: Some(ids.home),
         })
     }
@@ -180,10 +176,7 @@ impl ImageSource for StoreImages {
 
     async fn registries(&self) -> Result<Vec<Registry>, ImageSourceError> {
         let known = self.store.registries_with_credentials();
-        Ok(known
-            .into_iter()
-            .map(|(registry, username)| Registry { registry, username })
-            .collect())
+        Ok(known.into_iter().map(|(registry, username)| Registry { registry, username }).collect())
     }
 
     async fn set_credentials(
@@ -292,7 +285,9 @@ fn lines(event: &ProgressEvent) -> Vec<ImageProgress> {
             total_bytes: Some(*total_bytes),
             ..of(layer, "downloading")
         }],
-        ProgressEvent::Retrying { layer, reason } => vec![of(layer, &format!("{reason}: retrying"))],
+        ProgressEvent::Retrying { layer, reason } => {
+            vec![of(layer, &format!("{reason}: retrying"))]
+        }
         ProgressEvent::Unpacking { layer } => vec![of(layer, "unpacking")],
         ProgressEvent::LayerReady { layer, reused: true } => vec![of(layer, "already here:")],
         ProgressEvent::LayerReady { layer, reused: false } => vec![of(layer, "unpacked")],
@@ -311,8 +306,11 @@ mod tests {
     #[test]
     fn what_the_store_refuses_keeps_its_kind() {
         let error = source_error(ImageError::NotFound { name: "busybox".into() });
-        assert!(matches!(error, ImageSourceError::NotFound { message } if message.contains("busybox")));
-        let error = source_error(ImageError::InUse { name: "a".into(), holders: vec!["00ff".into()] });
+        assert!(
+            matches!(error, ImageSourceError::NotFound { message } if message.contains("busybox"))
+        );
+        let error =
+            source_error(ImageError::InUse { name: "a".into(), holders: vec!["00ff".into()] });
         assert!(matches!(error, ImageSourceError::InUse { .. }));
         assert!(matches!(parse_digest("latest"), Err(ImageSourceError::Invalid { .. })));
     }
