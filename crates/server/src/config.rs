@@ -8,6 +8,7 @@ use atoll_runtime::{Runtime, RuntimeClass};
 
 use crate::data_dir::{DataDir, DataDirError};
 use crate::images::ImageSource;
+use crate::store::StoreError;
 
 /// Where clients connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,15 @@ pub enum ListenAddress {
     Tcp(SocketAddr),
     /// A Unix socket, mode 0600.
     Unix(PathBuf),
+}
+
+impl std::fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// Why an address was refused.
@@ -61,6 +71,9 @@ impl std::str::FromStr for ListenAddress {
     }
 }
 
+/// Is told the address.
+pub type OnServing = Box<dyn FnOnce(&str) + Send>;
+
 /// All that [`crate::run`] needs.
 pub struct ServerConfig {
     /// Locked by this process.
@@ -78,7 +91,7 @@ pub struct ServerConfig {
     /// Sandboxes that are begun at the same time, at most; others wait in order. `None`: 16.
     pub concurrent_launches: Option<usize>,
     /// Called once clients can connect, with the address as in `server.json`.
-    pub on_serving: Option<Box<dyn FnOnce(&str) + Send>>,
+    pub on_serving: Option<OnServing>,
 }
 
 /// Launches at the same time. Guess: enough to keep all cores of a small machine busy while disks wait, few enough that the first
@@ -91,6 +104,9 @@ pub enum ServerError {
     /// See there.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    /// See there.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The address cannot be had.
     #[error("cannot listen on {address}: is another server there? Choose another with --listen")]
     Listen {
@@ -109,4 +125,30 @@ pub enum ServerError {
         /// The kernel's answer.
         source: std::io::Error,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_and_sockets_are_listened_on() {
+        for good in
+            ["127.0.0.1:8082", "[::1]:0", "localhost:80", "127.8.9.1:1", "unix:/run/atoll.sock"]
+        {
+            assert!(good.parse::<ListenAddress>().is_ok(), "{good}");
+        }
+        for bad in ["0.0.0.0:80", "[::]:80", "192.168.1.1:80", "[::ffff:10.0.0.1]:1"] {
+            assert!(
+                matches!(bad.parse::<ListenAddress>(), Err(ListenError::NotLoopback { .. })),
+                "{bad}"
+            );
+        }
+        for bad in ["", "80", "127.0.0.1", "unix:relative", "host:80", "localhost:99999"] {
+            assert!(
+                matches!(bad.parse::<ListenAddress>(), Err(ListenError::Malformed { .. })),
+                "{bad}"
+            );
+        }
+    }
 }

@@ -13,7 +13,13 @@
 //! | `run/` | programs, sockets and mounts of the running server; may be removed while none runs |
 
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use atoll_sys::process::ProcessIdentity;
+use atoll_wire::record::ProcessId;
+use atoll_wire::rest::{SERVER_RECORD_VERSION, ServerRecord};
+use serde::{Deserialize, Serialize};
 
 /// A locked data directory.
 #[derive(Debug)]
@@ -93,12 +99,195 @@ impl DataDir {
                 return Err(DataDirError::Io { operation: "lock", path: lock_path, source });
             }
         }
-        Ok(Self { path, _lock: lock })
+        let data_dir = Self { path, _lock: lock };
+        data_dir.note_pid(&lock_path);
+        data_dir.check_layout()?;
+        Ok(data_dir)
+    }
+
+    /// For people only: the lock itself is the kernel's.
+    fn note_pid(&self, lock_path: &Path) {
+        if let Err(error) = std::fs::write(lock_path, format!("{}\n", std::process::id())) {
+            tracing::warn!(%error, "the lock file cannot be written");
+        }
+    }
+
+    fn check_layout(&self) -> Result<(), DataDirError> {
+        let path = self.path.join("layout.json");
+        match std::fs::read(&path) {
+            Ok(text) => check_layout_text(&path, &text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let layout = Layout { layout: LAYOUT_VERSION };
+                let text = serde_json::to_vec(&layout).unwrap_or_default();
+                self.write_whole(&path, &text)
+            }
+            Err(source) => Err(DataDirError::Io { operation: "read", path, source }),
+        }
+    }
+
+    /// Written beside, synced, renamed: there is never half of it.
+    fn write_whole(&self, path: &Path, text: &[u8]) -> Result<(), DataDirError> {
+        let write = || -> std::io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(&self.path)?;
+            file.write_all(text)?;
+            file.as_file().sync_all()?;
+            file.persist(path).map_err(|error| error.error)?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(|source| DataDirError::Io {
+            operation: "write",
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// The bearer token; made at the first start, readable by the owner only.
+    pub(crate) fn token(&self) -> Result<String, DataDirError> {
+        let path = self.path.join("token");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                let token = text.trim();
+                // Fail closed: an empty or cut token would be easy to guess.
+                if token.len() < 32 {
+                    let message =
+                        "it is shorter than 32 characters; remove it, and a new one is made"
+                            .to_owned();
+                    return Err(DataDirError::Foreign { path, message });
+                }
+                Ok(token.to_owned())
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let mut bytes = [0; 32];
+                getrandom::fill(&mut bytes).map_err(|error| {
+                    let source = std::io::Error::other(error.to_string());
+                    DataDirError::Io {
+                        operation: "get random bytes for",
+                        path: path.clone(),
+                        source,
+                    }
+                })?;
+                let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                self.write_whole(&path, format!("{token}\n").as_bytes())?;
+                Ok(token)
+            }
+            Err(source) => Err(DataDirError::Io { operation: "read", path, source }),
+        }
+    }
+
+    /// Tells others where this server is.
+    pub(crate) fn write_server_record(&self, address: &str) -> Result<(), DataDirError> {
+        let path = self.path.join("server.json");
+        let identity = ProcessIdentity::of_self().map_err(|error| DataDirError::Foreign {
+            path: path.clone(),
+            message: format!("this process cannot be identified: {error}"),
+        })?;
+        let process = ProcessId {
+            pid: identity.pid,
+            start_time_ticks: identity.start_time_ticks,
+            boot_id: identity.boot_id,
+        };
+        let record = ServerRecord {
+            version: SERVER_RECORD_VERSION,
+            process,
+            address: address.to_owned(),
+            build: crate::VERSION.to_owned(),
+            started_at: crate::time::now_text(),
+        };
+        let text = serde_json::to_vec(&record).unwrap_or_default();
+        self.write_whole(&path, &text)
+    }
+
+    /// Nobody is to look for this server any more.
+    pub(crate) fn remove_server_record(&self) {
+        // A record that stays names a process that is gone: nobody believes it.
+        std::fs::remove_file(self.path.join("server.json")).ok();
+    }
+
+    pub(crate) fn store_directory(&self) -> PathBuf {
+        self.path.join("store")
+    }
+
+    pub(crate) fn sandboxes_directory(&self) -> PathBuf {
+        self.path.join("sandboxes")
     }
 
     /// The directory, resolved.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Version of the layout described above.
+const LAYOUT_VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Layout {
+    layout: u32,
+}
+
+fn check_layout_text(path: &Path, text: &[u8]) -> Result<(), DataDirError> {
+    let path = path.to_owned();
+    match serde_json::from_slice::<Layout>(text) {
+        Ok(Layout { layout }) if layout > LAYOUT_VERSION => {
+            Err(DataDirError::Newer { path, found: layout, known: LAYOUT_VERSION })
+        }
+        Ok(Layout { layout: 0 }) => {
+            Err(DataDirError::Foreign { path, message: "version 0".to_owned() })
+        }
+        Ok(_) => Ok(()),
+        Err(error) => Err(DataDirError::Foreign { path, message: error.to_string() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_second_server_is_refused_and_told_whose_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = DataDir::open(directory.path()).unwrap();
+        match DataDir::open(directory.path()) {
+            Err(DataDirError::Locked { pid, .. }) => {
+                assert_eq!(pid, std::process::id().to_string())
+            }
+            other => panic!("{other:?}"),
+        }
+        drop(first);
+        DataDir::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_token_is_made_once_and_for_the_owner_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::open(directory.path()).unwrap();
+        let token = data_dir.token().unwrap();
+        assert_eq!((token.len(), data_dir.token().unwrap()), (64, token.clone()));
+        let mode = std::fs::metadata(directory.path().join("token")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        std::fs::write(directory.path().join("token"), "short").unwrap();
+        assert!(matches!(data_dir.token(), Err(DataDirError::Foreign { .. })));
+    }
+
+    #[test]
+    fn a_newer_or_foreign_layout_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(DataDir::open(directory.path()).unwrap());
+        for (text, newer) in [
+            ("{\"layout\":2}", true),
+            ("{\"layout\":0}", false),
+            ("{}", false),
+            ("x", false),
+            ("", false),
+        ] {
+            std::fs::write(directory.path().join("layout.json"), text).unwrap();
+            match DataDir::open(directory.path()) {
+                Err(DataDirError::Newer { found: 2, known: 1, .. }) if newer => {}
+                Err(DataDirError::Foreign { .. }) if !newer => {}
+                other => panic!("{text}: {other:?}"),
+            }
+        }
     }
 }

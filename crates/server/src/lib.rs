@@ -11,24 +11,120 @@ pub mod api;
 mod config;
 mod data_dir;
 mod images;
+mod logs;
+mod metrics;
+mod owner;
 mod plan;
+mod recover;
+mod serve;
 mod store;
 mod time;
+mod traces;
 
-pub use config::{ListenAddress, ListenError, ServerConfig, ServerError};
+use std::sync::Arc;
+
+use atoll_model::spec::Class;
+use atoll_runtime::{Runtime, RuntimeClass};
+use tokio::sync::Semaphore;
+
+pub use config::{ListenAddress, ListenError, OnServing, ServerConfig, ServerError};
 pub use data_dir::{DataDir, DataDirError};
 pub use images::{
     ImageConfig, ImageSource, ImageSourceError, NoImages, Progress, ResolvedImage, ResolvedUser,
 };
+pub use store::StoreError;
+
+/// The version of atoll.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Serves until `stop` resolves or a client asks for the end. Sandboxes go on unless the client wanted them deleted.
 ///
 /// # Errors
 /// [`ServerError`]: the store cannot be read, the address cannot be had.
 pub async fn run(
-    _config: ServerConfig,
+    config: ServerConfig,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServerError> {
-    stop.await;
+    let ServerConfig { data_dir, listen, runtimes, .. } = &config;
+    let token = data_dir.token()?;
+    // Bound before anything is taken up: a second address that cannot be had must not cost a recovery.
+    let listener = serve::Listener::bind(listen).await?;
+    let (store, bad) = store::Store::open(&data_dir.store_directory(), store::Limits::default())?;
+    let offer = offer(runtimes, &config.missing_classes);
+    let context = Arc::new(owner::Context {
+        store,
+        images: Arc::clone(&config.images),
+        runtimes: runtimes
+            .iter()
+            .filter_map(|it| Some((class_of(it.class())?, Arc::clone(it))))
+            .collect(),
+        missing: offer.missing.clone(),
+        node_name: config.node_name.clone(),
+        launches: Arc::new(Semaphore::new(
+            config.concurrent_launches.unwrap_or(config::DEFAULT_CONCURRENT_LAUNCHES),
+        )),
+        metrics: Arc::new(metrics::Metrics::new()),
+        traces: traces::Traces::to(std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().as_deref()),
+        sandboxes_directory: data_dir.sandboxes_directory(),
+        owners: owner::Owners::default(),
+    });
+    recover::recover(&context, bad).await;
+    for runtime in runtimes {
+        runtime.prewarm(plan::disk_shares(admission::DEFAULT_DISK).0).await;
+    }
+    let request_prefix = getrandom::u32().unwrap_or_default();
+    let app = Arc::new(api::App::new(Arc::clone(&context), offer, token, request_prefix));
+    let address = listener.address(listen);
+    data_dir.write_server_record(&address)?;
+    tracing::info!(address, version = VERSION, "serving");
+    let ending = app.ending();
+    let serving =
+        tokio::spawn(serve::serve(listener, api::router(Arc::clone(&app)), ending.clone()));
+    if let Some(tell) = config.on_serving {
+        tell(&address);
+    }
+    wait_for_end(stop, ending).await;
+    app.end();
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "serving ended badly");
+    }
+    for runtime in &config.runtimes {
+        runtime.shutdown().await;
+    }
+    let traces = context.traces.clone();
+    // It blocks for a moment.
+    tokio::task::spawn_blocking(move || traces.flush()).await.ok();
+    config.data_dir.remove_server_record();
+    tracing::info!("ended; sandboxes that were not deleted go on");
     Ok(())
+}
+
+async fn wait_for_end(
+    stop: impl Future<Output = ()>,
+    mut ending: tokio::sync::watch::Receiver<bool>,
+) {
+    tokio::select! {
+        () = stop => {}
+        () = serve::until_true(&mut ending) => {}
+    }
+}
+
+fn class_of(class: RuntimeClass) -> Option<Class> {
+    Class::from_name(class.name())
+}
+
+/// Strongest first.
+fn offer(runtimes: &[Arc<dyn Runtime>], missing: &[(RuntimeClass, String)]) -> admission::Offer {
+    let mut strongest: Vec<_> = runtimes.iter().collect();
+    strongest.sort_by_key(|it| std::cmp::Reverse(it.class()));
+    let class = |it: &Arc<dyn Runtime>| {
+        let image_init = it.traits().image_init;
+        class_of(it.class()).map(|class| admission::OfferedClass { class, image_init })
+    };
+    let why =
+        |(class, why): &(RuntimeClass, String)| class_of(*class).map(|class| (class, why.clone()));
+    admission::Offer {
+        classes: strongest.into_iter().filter_map(class).collect(),
+        missing: missing.iter().filter_map(why).collect(),
+    }
 }

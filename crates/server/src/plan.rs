@@ -97,6 +97,28 @@ pub(crate) fn plan(
     })
 }
 
+/// The same for a sandbox that runs already, where a missing command does not matter any more.
+pub(crate) fn plan_without_commands(
+    uid: SandboxUid,
+    name: &SandboxName,
+    spec: &SandboxSpec,
+    images: &[PlannedImage],
+) -> SandboxPlan {
+    let mut named = spec.clone();
+    for container in &mut named.containers {
+        container.command = Command::Replace(vec!["-".to_owned()]);
+    }
+    // Cannot fail: every container has a command now, and an image each. An empty plan would refuse every further process.
+    plan(uid, name, &named, images).unwrap_or_else(|_| SandboxPlan {
+        uid: uid.to_string(),
+        hostname: String::new(),
+        containers: Vec::new(),
+        volumes: Vec::new(),
+        shm_bytes: 0,
+        boost_millis: 0,
+    })
+}
+
 fn plan_container(
     container: &Container,
     planned: &PlannedImage,

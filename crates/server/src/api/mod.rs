@@ -9,7 +9,7 @@
 //! | GET `/api/v1/node` | – | `NodeInfo` |
 //! | POST `/api/v1/shutdown` | `Shutdown` | 202 `{"ok":true}`; the server ends afterwards |
 //! | POST `/api/v1/sandboxes` | `CreateSandbox` (JSON), or a `Manifest` (JSON, or YAML with content type `application/yaml`); `wait`, `timeout_seconds` | 201 `SandboxEnvelope` |
-//! | GET `/api/v1/sandboxes` | `label=K=V` (repeatable); `watch`, `resource_version` | `Items<Sandbox>`, or lines of `WatchEvent<Sandbox>` |
+//! | GET `/api/v1/sandboxes` | `label=K=V[,K=V]`; `watch`, `resource_version` | `Items<Sandbox>`, or lines of `WatchEvent<Sandbox>` |
 //! | GET `/api/v1/sandboxes/ID` | `wait`, `timeout_seconds`; or `watch` | `SandboxEnvelope` (`Deleted` for `wait=deleted`) |
 //! | DELETE `/api/v1/sandboxes/ID` | `wait=false` answers as soon as the deletion is recorded; `grace_seconds` (0) | 200 `Deleted`, once nothing is left of it |
 //! | POST `/api/v1/sandboxes/ID/stop` | `StopSandbox` | 202 `SandboxEnvelope`; the record stays |
@@ -38,3 +38,162 @@
 //! 409 `already_exists` or `conflict` (not in this state, in use), 410 `gone` (a watch from a version that is no longer kept: list
 //! again), 413 `too_large`, 422 `invalid` or `not_enforced` with `fields`, 429 `too_many`, 500 `internal`, 502 `image_pull`, 503 `unavailable` (its shim
 //! cannot be reached, or the server is ending).
+
+mod error;
+mod files;
+mod guard;
+mod images;
+mod input;
+mod logs;
+mod node;
+mod sandboxes;
+mod streams;
+mod wait;
+mod watching;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use atoll_model::spec::Class;
+use atoll_model::state::Cause;
+use atoll_runtime::LimitsScope;
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{delete, get, post, put};
+use serde::Serialize;
+use tokio::sync::{oneshot, watch};
+
+use crate::admission::Offer;
+use crate::owner::{Command, Context};
+use error::ApiError;
+use guard::RequestIds;
+
+/// What handlers share.
+pub(crate) struct App {
+    pub(crate) context: Arc<Context>,
+    pub(crate) offer: Offer,
+    token: String,
+    request_ids: RequestIds,
+    refusing: AtomicBool,
+    ended: watch::Sender<bool>,
+}
+
+/// `{"ok":true}`.
+#[derive(Serialize)]
+struct Done {
+    ok: bool,
+}
+
+impl App {
+    pub(crate) fn new(
+        context: Arc<Context>,
+        offer: Offer,
+        token: String,
+        request_prefix: u32,
+    ) -> Self {
+        let request_ids = RequestIds::new(request_prefix);
+        Self {
+            context,
+            offer,
+            token,
+            request_ids,
+            refusing: AtomicBool::new(false),
+            ended: watch::Sender::new(false),
+        }
+    }
+
+    /// True once the server is to end: streams end then, and the listener closes.
+    pub(crate) fn ending(&self) -> watch::Receiver<bool> {
+        self.ended.subscribe()
+    }
+
+    /// Streams end, the listener closes.
+    pub(crate) fn end(&self) {
+        self.begin_ending();
+        self.ended.send_replace(true);
+    }
+
+    /// No new sandboxes from now on.
+    fn begin_ending(&self) {
+        self.refusing.store(true, Ordering::SeqCst);
+    }
+
+    fn refuse_while_ending(&self) -> Result<(), ApiError> {
+        if self.refusing.load(Ordering::SeqCst) {
+            return Err(ApiError::unavailable("the server is ending"));
+        }
+        Ok(())
+    }
+
+    fn limits_scope(&self, class: Class) -> Option<&'static str> {
+        let runtime = self.context.runtimes.get(&class)?;
+        Some(match runtime.traits().limits_scope {
+            LimitsScope::Container => "container",
+            LimitsScope::Sandbox => "sandbox",
+        })
+    }
+
+    /// Deletes every sandbox and waits until nothing of them is left.
+    async fn delete_all(&self) -> Result<(), ApiError> {
+        let (sandboxes, _) = self.context.store.sandboxes();
+        let mut waiters = Vec::new();
+        for sandbox in sandboxes {
+            let Some(owner) = self.context.owners.of(&sandbox) else { continue };
+            let (done, waiter) = oneshot::channel();
+            let cause = Cause {
+                reason: "Shutdown".to_owned(),
+                message: "the server is taken down".to_owned(),
+            };
+            // An owner that has ended has nothing left to delete.
+            if owner
+                .send(Command::Delete { grace_millis: 0, cause, done: Some(done) })
+                .await
+                .is_ok()
+            {
+                waiters.push((sandbox.id.clone(), waiter));
+            }
+        }
+        for (id, waiter) in waiters {
+            if let Ok(Err(message)) = waiter.await {
+                return Err(ApiError::unavailable(format!(
+                    "sandbox {id:?} could not be removed, the server goes on: {message}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All routes.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let one = "/api/v1/sandboxes/{id}";
+    let of = |rest: &str| format!("{one}{rest}");
+    Router::new()
+        .route("/healthz", get(node::healthz))
+        .route("/metrics", get(node::metrics))
+        .route("/api/v1/version", get(node::version))
+        .route("/api/v1/node", get(node::node))
+        .route("/api/v1/shutdown", post(node::shutdown))
+        .route("/api/v1/events", get(node::events))
+        .route("/api/v1/sandboxes", get(sandboxes::list).post(sandboxes::create))
+        .route(one, get(sandboxes::get).delete(sandboxes::delete))
+        .route(&of("/stop"), post(sandboxes::stop))
+        .route(&of("/signal"), post(sandboxes::signal))
+        .route(&of("/processes"), get(sandboxes::processes))
+        .route(&of("/exec"), get(streams::exec))
+        .route(&of("/attach"), get(streams::attach))
+        .route(&of("/logs"), get(logs::logs))
+        .route(&of("/files"), get(files::download).put(files::upload))
+        .route("/api/v1/images", get(images::list).delete(images::remove))
+        .route("/api/v1/images/inspect", get(images::inspect))
+        .route("/api/v1/images/pull", post(images::pull))
+        .route("/api/v1/images/import", post(images::import))
+        .route("/api/v1/images/gc", post(images::collect))
+        .route("/api/v1/registries", get(images::registries))
+        .route("/api/v1/registries/{registry}/credentials", put(images::set_credentials))
+        .route("/api/v1/registries/{registry}/credentials", delete(images::remove_credentials))
+        // Documents are bounded where they are read, transfers by the disk of who receives them.
+        .layer(DefaultBodyLimit::disable())
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), guard::pass))
+        .with_state(app)
+}

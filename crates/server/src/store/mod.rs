@@ -199,6 +199,11 @@ impl Store {
         self.read(|memory| (memory.events(), memory.version()))
     }
 
+    /// The last version.
+    pub(crate) fn version(&self) -> u64 {
+        self.read(Memory::version)
+    }
+
     /// Changes after `version`.
     pub(crate) fn watch(&self, version: u64) -> Result<Watch, Gone> {
         Watch::new(Arc::clone(&self.memory), self.versions.clone(), version)

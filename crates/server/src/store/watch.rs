@@ -35,6 +35,11 @@ impl Watch {
         memory.changes_after(self.seen).ok_or(Gone { version: self.seen })
     }
 
+    /// The version up to which everything was seen.
+    pub(crate) fn seen(&self) -> u64 {
+        self.seen
+    }
+
     /// The next changes, at least one; `None` once the store is closed. Cancelling loses nothing.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<Change>>, Gone> {
         loop {

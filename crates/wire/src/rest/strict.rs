@@ -20,9 +20,25 @@ pub enum DocumentError {
 /// # Errors
 /// [`DocumentError`].
 pub fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, DocumentError> {
-    let value: serde_json::Value = serde_json::from_slice(text)
-        .map_err(|error| DocumentError::Syntax(format!("the body is not JSON: {error}")))?;
-    from_value(value)
+    from_value(json_value(text)?)
+}
+
+/// Reads JSON without a shape yet.
+///
+/// # Errors
+/// [`DocumentError::Syntax`].
+pub fn json_value(text: &[u8]) -> Result<serde_json::Value, DocumentError> {
+    serde_json::from_slice(text)
+        .map_err(|error| DocumentError::Syntax(format!("the body is not JSON: {error}")))
+}
+
+/// Reads YAML without a shape yet.
+///
+/// # Errors
+/// [`DocumentError::Syntax`].
+pub fn yaml_value(text: &[u8]) -> Result<serde_json::Value, DocumentError> {
+    serde_yaml_ng::from_slice(text)
+        .map_err(|error| DocumentError::Syntax(format!("the body is not YAML: {error}")))
 }
 
 /// Reads a JSON value.

@@ -1,0 +1,372 @@
+//! Sandboxes: create, list, get, delete, stop, signal, processes.
+
+use std::sync::Arc;
+
+use atoll_model::ids::{SandboxName, SandboxUid};
+use atoll_model::state::{Cause, Phase};
+use atoll_model::timeline;
+use atoll_model::units::UnixMicros;
+use atoll_wire::guest::SignalRequest;
+use atoll_wire::rest::{
+    CreateSandbox, Deleted, Items, Manifest, Process, Sandbox, SandboxEnvelope, SandboxStatus,
+    SignalSandbox, StopSandbox, strict,
+};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use tokio::sync::oneshot;
+
+use super::error::ApiError;
+use super::input::{self, Params};
+use super::wait::{self, WaitParams};
+use super::{App, Done, watching};
+use crate::admission::{self, Admitted};
+use crate::owner::{self, Begin, Command, Live, Marks, OwnerHandle, Subject};
+use crate::store::{NewEvent, Write};
+use crate::time;
+
+const DEFAULT_GRACE_SECONDS: u32 = 10;
+
+/// `POST /api/v1/sandboxes`.
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    Params(wait): Params<WaitParams>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let marks = Marks::begin();
+    let wait = wait.checked()?;
+    app.refuse_while_ending()?;
+    let request = read_request(&headers, &input::document(&headers, body).await?)?;
+    let admitted = admission::admit(&request, &app.offer).map_err(ApiError::fields)?;
+    // A client that hangs up now must not leave a record without an owner.
+    let accepted = tokio::spawn(accept(Arc::clone(&app), request, admitted, marks)).await;
+    let sandbox = accepted
+        .map_err(|error| ApiError::unavailable(format!("the request was given up: {error}")))??;
+    let sandbox = match wait {
+        Some(wait) => wait::until(&app, &sandbox.id.clone(), Some(&sandbox.uid), &wait)
+            .await?
+            .unwrap_or(sandbox),
+        None => sandbox,
+    };
+    Ok((StatusCode::CREATED, Json(SandboxEnvelope { sandbox: (*sandbox).clone() })).into_response())
+}
+
+/// A creation, or a manifest: that one has a kind.
+fn read_request(headers: &HeaderMap, bytes: &[u8]) -> Result<CreateSandbox, ApiError> {
+    let content_type =
+        headers.get(header::CONTENT_TYPE).and_then(|it| it.to_str().ok()).unwrap_or_default();
+    let yaml = content_type.contains("yaml");
+    let value = if yaml { strict::yaml_value(bytes)? } else { strict::json_value(bytes)? };
+    if value.get("kind").is_none() && value.get("apiVersion").is_none() {
+        return Ok(strict::from_value(value)?);
+    }
+    let manifest: Manifest = strict::from_value(value)?;
+    if !manifest.kind.eq_ignore_ascii_case("Sandbox") {
+        let kind: String = manifest.kind.chars().take(64).collect();
+        return Err(ApiError::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid",
+            format!("kind: {kind:?} is not Sandbox"),
+        ));
+    }
+    if manifest
+        .api_version
+        .as_deref()
+        .is_some_and(|version| version != atoll_wire::rest::API_VERSION)
+    {
+        let known = atoll_wire::rest::API_VERSION;
+        return Err(ApiError::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid",
+            format!("apiVersion: must be {known:?}"),
+        ));
+    }
+    Ok(CreateSandbox { id: Some(manifest.id), metadata: manifest.metadata, spec: manifest.spec })
+}
+
+async fn accept(
+    app: Arc<App>,
+    request: CreateSandbox,
+    admitted: Admitted,
+    mut marks: Marks,
+) -> Result<Arc<Sandbox>, ApiError> {
+    let random = |what| {
+        getrandom::u64()
+            .map_err(|error| ApiError::unavailable(format!("no random {what}: {error}")))
+    };
+    let uid = SandboxUid::from_random(random("uid")?);
+    let name = match &admitted.name {
+        Some(name) => name.clone(),
+        None => made_up_name(random("name")?)?,
+    };
+    let record = new_record(&app, &name, uid, request, &admitted);
+    let object = format!("sandbox/{name}");
+    let message = format!("class {}", admitted.class.name());
+    let event = NewEvent { warning: false, reason: "Created", object, message };
+    let written = app.context.store.commit(Write::Create(record), vec![event]).await?;
+    let Some(sandbox) = written else {
+        return Err(ApiError::unavailable("the record was not written"));
+    };
+    marks.end_now(timeline::Phase::Store);
+    app.context.metrics.created();
+    let record = (*sandbox).clone();
+    let subject =
+        Subject { name, uid, class: admitted.class, spec: Arc::new(admitted.spec), record };
+    owner::begin(&app.context, subject, Begin::Fresh(marks));
+    Ok(sandbox)
+}
+
+fn made_up_name(random: u64) -> Result<SandboxName, ApiError> {
+    format!("sbx-{random:016x}")
+        .parse()
+        .map_err(|error| ApiError::unavailable(format!("no name: {error}")))
+}
+
+fn new_record(
+    app: &App,
+    name: &SandboxName,
+    uid: SandboxUid,
+    request: CreateSandbox,
+    admitted: &Admitted,
+) -> Sandbox {
+    let now = time::now();
+    let expire = admitted.spec.ttl_seconds.and_then(|seconds| i64::try_from(seconds).ok());
+    let expire_at = expire.map(|seconds| {
+        time::text(UnixMicros(now.0.saturating_add(seconds.saturating_mul(1_000_000))))
+    });
+    let status = SandboxStatus {
+        phase: Phase::Pending.name().to_owned(),
+        expire_at,
+        class: Some(admitted.class.name().to_owned()),
+        limits_scope: app.limits_scope(admitted.class).map(str::to_owned),
+        containers: Vec::new(),
+        ..SandboxStatus::default()
+    };
+    Sandbox {
+        id: name.to_string(),
+        uid: uid.to_string(),
+        resource_version: 0,
+        metadata: request.metadata,
+        spec: request.spec,
+        status,
+        created_at: time::text(now),
+        updated_at: String::new(),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListParams {
+    label: Option<String>,
+    #[serde(default)]
+    watch: bool,
+    resource_version: Option<u64>,
+}
+
+/// `GET /api/v1/sandboxes`.
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Params(params): Params<ListParams>,
+) -> Result<Response, ApiError> {
+    let selector = labels(params.label.as_deref().unwrap_or_default())?;
+    let matches = move |sandbox: &Sandbox| {
+        selector.iter().all(|(key, value)| sandbox.metadata.labels.get(key) == Some(value))
+    };
+    if params.watch {
+        return watching::sandboxes(&app, params.resource_version, matches);
+    }
+    let (sandboxes, resource_version) = app.context.store.sandboxes();
+    let items: Vec<&Sandbox> =
+        sandboxes.iter().map(AsRef::as_ref).filter(|it| matches(it)).collect();
+    Ok(Json(Items { items, resource_version }).into_response())
+}
+
+fn labels(text: &str) -> Result<Vec<(String, String)>, ApiError> {
+    let pairs = text.split(',').filter(|pair| !pair.is_empty());
+    let pair =
+        |pair: &str| pair.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let pairs: Option<Vec<_>> = pairs.map(pair).collect();
+    pairs.ok_or_else(|| ApiError::malformed("label: write KEY=VALUE, several separated by commas"))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GetParams {
+    wait: Option<wait::Goal>,
+    timeout_seconds: Option<u64>,
+    #[serde(default)]
+    watch: bool,
+    resource_version: Option<u64>,
+}
+
+/// `GET /api/v1/sandboxes/ID`.
+pub(super) async fn get(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    Params(params): Params<GetParams>,
+) -> Result<Response, ApiError> {
+    if params.watch {
+        app.sandbox(&id)?;
+        return watching::sandboxes(&app, params.resource_version, move |sandbox| sandbox.id == id);
+    }
+    let wait =
+        WaitParams { wait: params.wait, timeout_seconds: params.timeout_seconds }.checked()?;
+    let found = match wait {
+        Some(wait) => wait::until(&app, &id, None, &wait).await?,
+        None => Some(app.sandbox(&id)?),
+    };
+    Ok(match found {
+        Some(sandbox) => Json(SandboxEnvelope { sandbox: (*sandbox).clone() }).into_response(),
+        None => Json(Deleted { deleted: id }).into_response(),
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DeleteParams {
+    wait: Option<bool>,
+    #[serde(default)]
+    grace_seconds: u32,
+}
+
+/// `DELETE /api/v1/sandboxes/ID`.
+pub(super) async fn delete(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    Params(params): Params<DeleteParams>,
+) -> Result<Json<Deleted>, ApiError> {
+    let sandbox = app.sandbox(&id)?;
+    let (done, waiter) = oneshot::channel();
+    let cause = Cause { reason: "Deleted".to_owned(), message: String::new() };
+    let grace_millis = u64::from(params.grace_seconds) * 1000;
+    app.owner(&sandbox)?.send(Command::Delete { grace_millis, cause, done: Some(done) }).await?;
+    if params.wait == Some(false) {
+        // Answered once it is on disk that it goes.
+        wait::until_phase(&app, &sandbox, |phase| phase == Phase::Deleting).await;
+        return Ok(Json(Deleted { deleted: id }));
+    }
+    match waiter.await {
+        Ok(Ok(())) | Err(_) => Ok(Json(Deleted { deleted: id })),
+        Ok(Err(message)) => {
+            Err(ApiError::unavailable(format!("it is not gone yet, removing goes on: {message}")))
+        }
+    }
+}
+
+/// `POST /api/v1/sandboxes/ID/stop`.
+pub(super) async fn stop(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let request: StopSandbox = input::json_or_default(&headers, body).await?;
+    let sandbox = app.sandbox(&id)?;
+    let (reply, answer) = oneshot::channel();
+    let grace_millis = u64::from(request.grace_seconds.unwrap_or(DEFAULT_GRACE_SECONDS)) * 1000;
+    app.owner(&sandbox)?.send(Command::Stop { grace_millis, reply }).await?;
+    match answer.await {
+        Ok(Ok(())) => {
+            let sandbox = app.sandbox(&id)?;
+            Ok((StatusCode::ACCEPTED, Json(SandboxEnvelope { sandbox: (*sandbox).clone() }))
+                .into_response())
+        }
+        Ok(Err(message)) => Err(ApiError::conflict(message)),
+        Err(_) => Err(ApiError::no_sandbox(&id)),
+    }
+}
+
+/// `POST /api/v1/sandboxes/ID/signal`.
+pub(super) async fn signal(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Done>, ApiError> {
+    let request: SignalSandbox = input::json(&headers, body).await?;
+    if !(1..=64).contains(&request.signal) {
+        let message = format!("signal: is {}, allowed are 1 to 64", request.signal);
+        return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", message));
+    }
+    let (live, owner) = app.running(&id)?;
+    let container = app.container(&owner, request.container.as_deref())?;
+    live.sandbox
+        .signal(&container, SignalRequest { signal: request.signal, everyone: request.everyone })
+        .await?;
+    Ok(Json(Done { ok: true }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ContainerParams {
+    container: Option<String>,
+}
+
+/// `GET /api/v1/sandboxes/ID/processes`.
+pub(super) async fn processes(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    Params(params): Params<ContainerParams>,
+) -> Result<Json<Items<Process>>, ApiError> {
+    let (live, owner) = app.running(&id)?;
+    let container = app.container(&owner, params.container.as_deref())?;
+    let processes = live.sandbox.processes(&container).await?;
+    let process = |it: atoll_wire::guest::ProcessInfo| Process {
+        pid: it.pid,
+        parent_pid: it.parent_pid,
+        uid: it.uid,
+        resident_kib: it.resident_kib,
+        cpu_millis: it.cpu_millis,
+        command: it.command,
+    };
+    Ok(Json(Items { items: processes.into_iter().map(process).collect(), resource_version: 0 }))
+}
+
+impl App {
+    /// A record, by its id.
+    pub(super) fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, ApiError> {
+        self.context.store.sandbox(id).ok_or_else(|| ApiError::no_sandbox(id))
+    }
+
+    /// A record's owner.
+    pub(super) fn owner(&self, sandbox: &Sandbox) -> Result<OwnerHandle, ApiError> {
+        self.context.owners.of(sandbox).ok_or_else(|| ApiError::no_sandbox(&sandbox.id))
+    }
+
+    /// What runs of a sandbox, or why nothing does.
+    pub(super) fn running(&self, id: &str) -> Result<(Arc<Live>, OwnerHandle), ApiError> {
+        let sandbox = self.sandbox(id)?;
+        let owner = self.owner(&sandbox)?;
+        match owner.live() {
+            Some(live) => Ok((live, owner)),
+            None if sandbox.status.phase == Phase::Unknown.name() => {
+                let why = sandbox.status.last_error.clone().unwrap_or_default();
+                Err(ApiError::unavailable(format!(
+                    "sandbox {id:?} cannot be reached at the moment: {why}"
+                )))
+            }
+            None => Err(ApiError::conflict(format!(
+                "sandbox {id:?} is {}, nothing of it runs",
+                sandbox.status.phase
+            ))),
+        }
+    }
+
+    /// The container asked for, or the first.
+    pub(super) fn container(
+        &self,
+        owner: &OwnerHandle,
+        name: Option<&str>,
+    ) -> Result<String, ApiError> {
+        let mut names = owner.spec.containers.iter().map(|it| it.name.as_str());
+        let found = match name {
+            None | Some("") => names.next(),
+            Some(name) => names.find(|known| *known == name),
+        };
+        found.map(str::to_owned).ok_or_else(|| ApiError::no_container(name.unwrap_or_default()))
+    }
+}
