@@ -10,7 +10,7 @@ use super::{Inner, LayerRecord};
 use crate::atomic_file::{self, sync_directory};
 use crate::digest::Digest;
 use crate::error::{ImageError, io_error};
-use crate::unpack::{Mode, Outcome, Request, Staged, UnpackError, Unpacked, finish_layer};
+use crate::unpack::{Mode, Outcome, Request, Staged, UnpackError, Unpacked, finish_layer, own_pid, wrong_answer};
 
 /// A layer to be made.
 pub(crate) struct LayerJob<'a> {
@@ -119,7 +119,7 @@ impl Inner {
         let unpacked = match self.run_helper(job.archive, &tree, mode).map_err(failed)? {
             Outcome::Unpacked(unpacked) => unpacked,
             Outcome::Failed(error) => return Err(failed(error)),
-            Outcome::Staged(_) => return Err(failed(wrong_answer())),
+            Outcome::Staged(_) | Outcome::Probed(_) => return Err(failed(wrong_answer())),
         };
         let Some(diff_id) = unpacked.diff_id.clone() else { return Err(failed(wrong_answer())) };
         if let Some(expected) = job.diff_id.filter(|expected| **expected != diff_id) {
@@ -191,7 +191,7 @@ impl Inner {
         match self.run_helper(file, directory, Mode::Stage).map_err(failed)? {
             Outcome::Staged(staged) => Ok(staged),
             Outcome::Failed(error) => Err(failed(error)),
-            Outcome::Unpacked(_) => Err(failed(wrong_answer())),
+            Outcome::Unpacked(_) | Outcome::Probed(_) => Err(failed(wrong_answer())),
         }
     }
 
@@ -199,12 +199,8 @@ impl Inner {
         let request = Request {
             mode,
             limits: self.limits(),
-            parent_pid: rustix::process::getpid().as_raw_pid(),
+            parent_pid: own_pid(),
         };
         Ok(self.options.helper.run(file, directory, &request)?)
     }
-}
-
-fn wrong_answer() -> UnpackError {
-    UnpackError::Helper { detail: "the unpack helper's answer is to another question".to_owned() }
 }

@@ -10,7 +10,7 @@ use landlock::{
     RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use rustix::fs::{self, Mode, OFlags};
-use rustix::process::{self, Resource, Rlimit, Signal};
+use rustix::process::{self, Gid, Resource, Rlimit, Signal, Uid};
 use rustix::thread::{self, CapabilitiesSecureBits, CapabilitySet, CapabilitySets, UnshareFlags};
 
 use super::{Request, UnpackError};
@@ -26,12 +26,14 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::SETFCAP);
 
+/// The helper's user and group: nobody's, so that no process of the host can be signalled or inspected by it.
+const HELPER_ID: u32 = 65_534;
+
 /// Reads the request, shuts the process in and returns the directory to fill.
 pub(super) fn begin() -> Result<(Request, OwnedFd), UnpackError> {
     let text = std::env::args_os().next_back().unwrap_or_default();
     let request: Request = serde_json::from_slice(text.as_encoded_bytes())
         .map_err(|error| failed("read the request", &error))?;
-    end_with_parent(request.parent_pid)?;
     let root = fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| failed("open the directory", &error))?;
     leave_namespaces()?;
@@ -40,6 +42,8 @@ pub(super) fn begin() -> Result<(Request, OwnedFd), UnpackError> {
     set_limits(&request)?;
     drop_privileges()?;
     restrict_files(&root)?;
+    // Last: a change of user forgets it.
+    end_with_parent(request.parent_pid)?;
     Ok((request, root))
 }
 
@@ -69,6 +73,8 @@ fn set_limits(request: &Request) -> Result<(), UnpackError> {
         (Resource::As, MAX_ADDRESS_SPACE_BYTES),
         (Resource::Nofile, MAX_DESCRIPTORS),
         (Resource::Fsize, request.limits.max_bytes),
+        // No further process or thread, once its user is nobody.
+        (Resource::Nproc, 0),
     ];
     for (resource, wanted) in limits {
         // A lower hard limit stays: raising one takes a privilege that is not everywhere.
@@ -81,12 +87,14 @@ fn set_limits(request: &Request) -> Result<(), UnpackError> {
 }
 
 fn drop_privileges() -> Result<(), UnpackError> {
+    // Without fix-up, capabilities survive the change of user; the bits are locked for good.
     let locked = CapabilitiesSecureBits::NO_ROOT
         | CapabilitiesSecureBits::NO_ROOT_LOCKED
+        | CapabilitiesSecureBits::NO_SETUID_FIXUP
+        | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
-    thread::set_capabilities_secure_bits(locked)
-        .map_err(|error| failed("lock the secure bits", &error))?;
+    thread::set_capabilities_secure_bits(locked).map_err(|error| failed("lock the secure bits", &error))?;
     for number in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         match thread::remove_capability_from_bounding_set(capability) {
@@ -96,10 +104,19 @@ fn drop_privileges() -> Result<(), UnpackError> {
             Err(error) => return Err(failed("empty the bounding set", &error)),
         }
     }
-    let sets =
-        CapabilitySets { effective: KEPT, permitted: KEPT, inheritable: CapabilitySet::empty() };
+    become_nobody()?;
+    let sets = CapabilitySets { effective: KEPT, permitted: KEPT, inheritable: CapabilitySet::empty() };
     thread::set_capabilities(None, sets).map_err(|error| failed("drop capabilities", &error))?;
     thread::set_no_new_privs(true).map_err(|error| failed("set no_new_privs", &error))
+}
+
+/// Sets this thread's ids, the only one there is.
+fn become_nobody() -> Result<(), UnpackError> {
+    let (uid, gid) = (Uid::from_raw(HELPER_ID), Gid::from_raw(HELPER_ID));
+    thread::set_thread_groups(&[])
+        .and_then(|()| thread::set_thread_res_gid(gid, gid, gid))
+        .and_then(|()| thread::set_thread_res_uid(uid, uid, uid))
+        .map_err(|error| failed("become nobody", &error))
 }
 
 /// ABI 2 (Linux 5.19, the first with hard links across directories) must be there; what newer kernels can restrict, is.

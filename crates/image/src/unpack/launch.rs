@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::{Outcome, Request, UnpackError};
+use super::{Limits, Mode, Outcome, Request, UnpackError};
 
 /// Longest answer read: the lists of a million paths do not fit, and no real layer has a thousandth of that.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
@@ -42,6 +42,26 @@ impl UnpackHelper {
             program: program.into(),
             arguments: arguments.iter().map(Into::into).collect(),
             timeout: Duration::from_secs(600),
+        }
+    }
+
+    /// Starts a helper that tries what it must not be able to do. Blocks; needs root.
+    ///
+    /// # Errors
+    /// [`UnpackError::Confinement`] when it could not shut itself in, or could do something all the same.
+    pub fn check(&self) -> Result<(), UnpackError> {
+        let io = |error: std::io::Error| UnpackError::Helper { detail: format!("cannot prepare the unpack helper: {error}") };
+        let directory = tempfile::tempdir().map_err(io)?;
+        let nothing = File::open("/dev/null").map_err(io)?;
+        let request = Request { mode: Mode::Probe, limits: Limits::new(0), parent_pid: own_pid() };
+        match self.run(nothing, directory.path(), &request)? {
+            Outcome::Probed(possible) if possible.is_empty() => Ok(()),
+            Outcome::Probed(possible) => Err(UnpackError::Confinement {
+                step: "check".to_owned(),
+                detail: format!("these were possible: {}", possible.join(", ")),
+            }),
+            Outcome::Failed(error) => Err(error),
+            Outcome::Unpacked(_) | Outcome::Staged(_) => Err(wrong_answer()),
         }
     }
 
@@ -111,6 +131,16 @@ impl From<HelperFailure> for UnpackError {
     fn from(failure: HelperFailure) -> Self {
         Self::Helper { detail: failure.to_string() }
     }
+}
+
+/// The process that a helper must find as its parent.
+pub(crate) fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_pid()
+}
+
+/// An answer to another question than was asked.
+pub(crate) fn wrong_answer() -> UnpackError {
+    UnpackError::Helper { detail: "the unpack helper's answer is to another question".to_owned() }
 }
 
 fn wait_for_end(child: &Child, timeout: Duration) -> std::io::Result<bool> {

@@ -14,6 +14,7 @@ mod extract;
 mod finish;
 mod launch;
 mod pax;
+mod probe;
 mod stage;
 mod stream;
 mod tree;
@@ -27,6 +28,7 @@ use crate::digest::Digest;
 pub(crate) use extract::{LayerOptions, extract_archive};
 pub(crate) use finish::finish_layer;
 pub use launch::UnpackHelper;
+pub(crate) use launch::{own_pid, wrong_answer};
 pub(crate) use stage::stage_archive;
 
 /// What the helper is to do.
@@ -42,6 +44,8 @@ pub(crate) enum Mode {
     },
     /// Take only the files that make up an image archive (`docker save`, OCI layout) out of it.
     Stage,
+    /// Try what must not be possible.
+    Probe,
 }
 
 /// Bounds of one unpacking.
@@ -124,6 +128,8 @@ pub(crate) enum StagedKind {
 pub(crate) enum Outcome {
     Unpacked(Unpacked),
     Staged(Staged),
+    /// What was possible and must not be.
+    Probed(Vec<String>),
     Failed(UnpackError),
 }
 
@@ -198,6 +204,7 @@ pub fn unpack_helper_main() -> ExitCode {
                 extract_archive(input, root, options).map(Outcome::Unpacked)
             }
             Mode::Stage => stage_archive(input, &root, request.limits).map(Outcome::Staged),
+            Mode::Probe => Ok(Outcome::Probed(probe::probe(&root, request.parent_pid))),
         }
     });
     let outcome = outcome.unwrap_or_else(Outcome::Failed);

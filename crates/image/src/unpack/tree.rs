@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 use super::{UnpackError, printable};
@@ -155,6 +155,9 @@ impl Tree {
             }
             Err(error) => return Err(io_error("make the directory", path, error)),
         }
+        let root = (Some(Uid::ROOT), Some(Gid::ROOT));
+        fs::chownat(parent, name, root.0, root.1, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| io_error("set the owner of", path, error))?;
         self.implicit.insert(path.to_vec());
         Ok(())
     }
