@@ -24,7 +24,10 @@ pub fn fuzz_tar(data: &[u8]) {
         let Ok((directory, root)) = scratch() else { return };
         let options = LayerOptions { limits, lowest, require_end_mark: lowest };
         if let Ok(unpacked) = extract_archive(data, root, options) {
-            assert!(unpacked.content_bytes <= limits.max_bytes && unpacked.entries <= limits.max_entries);
+            assert!(
+                unpacked.content_bytes <= limits.max_bytes
+                    && unpacked.entries <= limits.max_entries
+            );
         }
         drop(directory);
     }

@@ -13,7 +13,8 @@ const HOLDER: &str = "00112233445566aa";
 /// Imports an image of a shared layer and one of its own.
 async fn import(scratch: &Scratch, name: &str) -> Digest {
     let own = Tar::new().file(name, &noise(1000, name.len() as u64)).finish();
-    let built = Built::new(&[Tar::new().file("base", b"base").finish(), own], serde_json::json!({}));
+    let built =
+        Built::new(&[Tar::new().file("base", b"base").finish(), own], serde_json::json!({}));
     let file = scratch.write("image.tar", &built.layout("x:1"));
     let reference = format!("{name}:1").parse().unwrap();
     scratch.store.import(file, Some(reference), ProgressSink::none()).await.unwrap();
@@ -24,7 +25,8 @@ async fn import(scratch: &Scratch, name: &str) -> Digest {
 async fn reopen(scratch: Scratch) -> Scratch {
     let Scratch { directory, store } = scratch;
     drop(store);
-    let store = ImageStore::open(directory.path().join("images"), options(directory.path())).await.unwrap();
+    let store =
+        ImageStore::open(directory.path().join("images"), options(directory.path())).await.unwrap();
     Scratch { directory, store }
 }
 
@@ -44,7 +46,10 @@ async fn a_leased_image_is_never_removed_not_even_after_a_restart() {
     assert_eq!(collected.removed, Vec::<String>::new());
     assert!(image.layers.iter().all(|layer| layer.is_dir()));
 
-    assert_eq!(scratch.store.retain_leases(|holder| holder == HOLDER).unwrap(), Vec::<String>::new());
+    assert_eq!(
+        scratch.store.retain_leases(|holder| holder == HOLDER).unwrap(),
+        Vec::<String>::new()
+    );
     assert_eq!(scratch.store.retain_leases(|_| false).unwrap(), [HOLDER]);
     scratch.store.release(HOLDER).unwrap();
     let collected = scratch.store.remove("one").await.unwrap_err();
@@ -80,7 +85,11 @@ async fn a_damaged_index_costs_no_running_sandbox_its_layers() {
     assert!(scratch.path("images/index.json.damaged").is_file(), "set aside, not lost");
     scratch.store.collect(HighWater::StoreBytes(0)).await.unwrap();
     assert!(image.layers.iter().all(|layer| layer.is_dir()));
-    assert_eq!(import(&scratch, "one").await, digest, "imported again, with the layers that were there");
+    assert_eq!(
+        import(&scratch, "one").await,
+        digest,
+        "imported again, with the layers that were there"
+    );
     scratch.store.release(HOLDER).unwrap();
     scratch.store.collect(HighWater::StoreBytes(0)).await.unwrap();
     scratch.assert_nothing_half_made();
@@ -89,7 +98,11 @@ async fn a_damaged_index_costs_no_running_sandbox_its_layers() {
 #[tokio::test]
 async fn the_longest_unused_go_until_the_mark_is_met() {
     let scratch = scratch().await;
-    let (one, two, three) = (import(&scratch, "one").await, import(&scratch, "two2").await, import(&scratch, "three").await);
+    let (one, two, three) = (
+        import(&scratch, "one").await,
+        import(&scratch, "two2").await,
+        import(&scratch, "three").await,
+    );
     scratch.store.lease(&one, HOLDER).unwrap();
     scratch.store.release(HOLDER).unwrap();
     assert!(scratch.store.inspect("one:1").unwrap().last_used_at.is_some());
@@ -97,10 +110,18 @@ async fn the_longest_unused_go_until_the_mark_is_met() {
     let nothing = scratch.store.collect(HighWater::StoreBytes(3004)).await.unwrap();
     assert_eq!(nothing.removed, Vec::<String>::new(), "all of it is below the mark");
     let collected = scratch.store.collect(HighWater::StoreBytes(3003)).await.unwrap();
-    assert_eq!(collected.removed, ["two2:1".to_owned(), two.to_string()], "imported first, and not used since");
+    assert_eq!(
+        collected.removed,
+        ["two2:1".to_owned(), two.to_string()],
+        "imported first, and not used since"
+    );
     assert_eq!(collected.freed_bytes, 1000, "the shared layer stays");
     let collected = scratch.store.collect(HighWater::StoreBytes(1500)).await.unwrap();
-    assert_eq!(collected.removed, ["three:1".to_owned(), three.to_string()], "the used one is the last");
+    assert_eq!(
+        collected.removed,
+        ["three:1".to_owned(), three.to_string()],
+        "the used one is the last"
+    );
     assert!(scratch.store.collect(HighWater::DiskPercent(100)).await.unwrap().removed.is_empty());
     let collected = scratch.store.collect(HighWater::DiskPercent(0)).await.unwrap();
     assert_eq!(collected.removed, ["one:1".to_owned(), one.to_string()]);
@@ -112,7 +133,11 @@ async fn an_image_goes_with_its_last_name() {
     let scratch = scratch().await;
     let digest = import(&scratch, "one").await;
     let again = scratch.path("image.tar");
-    scratch.store.import(again, Some("other:2".parse().unwrap()), ProgressSink::none()).await.unwrap();
+    scratch
+        .store
+        .import(again, Some("other:2".parse().unwrap()), ProgressSink::none())
+        .await
+        .unwrap();
     assert_eq!(scratch.store.inspect("one:1").unwrap().references, ["one:1", "other:2"]);
     assert_eq!(scratch.store.remove("one:1").await.unwrap().removed, ["one:1"]);
     assert!(scratch.store.get(&digest).is_some());
@@ -153,7 +178,10 @@ async fn leftovers_of_a_crash_are_cleaned() {
 
     std::fs::remove_dir_all(image.layers[0].parent().unwrap()).unwrap();
     let scratch = reopen(scratch).await;
-    assert!(scratch.store.get(&digest).is_none(), "an image without one of its layers cannot be run");
+    assert!(
+        scratch.store.get(&digest).is_none(),
+        "an image without one of its layers cannot be run"
+    );
     import(&scratch, "one").await;
     assert!(scratch.store.get(&digest).is_some());
 }
@@ -173,7 +201,8 @@ async fn a_store_has_one_user_and_no_newer_format() {
 #[tokio::test]
 async fn credentials_are_kept_for_their_owner_alone() {
     let scratch = scratch().await;
-    let login = |password: &str| Some(Credentials { username: "me".into(), password: password.into() });
+    let login =
+        |password: &str| Some(Credentials { username: "me".into(), password: password.into() });
     assert!(!scratch.store.set_credentials("Registry.Example:5000", login("first")).await.unwrap());
     assert!(scratch.store.set_credentials("registry.example:5000", login("second")).await.unwrap());
     scratch.store.set_credentials("index.docker.io", login("hub")).await.unwrap();
@@ -181,7 +210,10 @@ async fn credentials_are_kept_for_their_owner_alone() {
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
     let scratch = reopen(scratch).await;
     let expected = [("docker.io", "me"), ("registry.example:5000", "me")];
-    assert_eq!(scratch.store.registries_with_credentials(), expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+    assert_eq!(
+        scratch.store.registries_with_credentials(),
+        expected.map(|(a, b)| (a.to_owned(), b.to_owned()))
+    );
     assert!(!format!("{:?} {:?}", scratch.store, login("secret")).contains("secret"));
     assert!(scratch.store.set_credentials("docker.io", None).await.unwrap());
     assert!(!scratch.store.set_credentials("docker.io", None).await.unwrap());
@@ -196,16 +228,28 @@ async fn the_directories_are_closed_to_other_users() {
     let scratch = scratch().await;
     let digest = import(&scratch, "one").await;
     let layer = scratch.store.get(&digest).unwrap().layers[0].clone();
-    for path in [scratch.path("images"), scratch.path("images/layers"), layer.parent().unwrap().into()] {
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o700, "{}", path.display());
+    for path in
+        [scratch.path("images"), scratch.path("images/layers"), layer.parent().unwrap().into()]
+    {
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
+            0o700,
+            "{}",
+            path.display()
+        );
     }
-    assert_eq!(std::fs::metadata(&layer).unwrap().permissions().mode() & 0o7777, 0o755, "the root of a sandbox");
+    assert_eq!(
+        std::fs::metadata(&layer).unwrap().permissions().mode() & 0o7777,
+        0o755,
+        "the root of a sandbox"
+    );
 }
 
 #[tokio::test]
 async fn imports_at_the_same_time_share_what_they_make() {
     let scratch = scratch().await;
-    let built = Built::new(&[Tar::new().file("base", &noise(100_000, 1)).finish()], serde_json::json!({}));
+    let built =
+        Built::new(&[Tar::new().file("base", &noise(100_000, 1)).finish()], serde_json::json!({}));
     let file = scratch.write("image.tar", &built.layout("x:1"));
     let imports = (0..8).map(|number| {
         let (store, file) = (scratch.store.clone(), file.clone());

@@ -46,9 +46,18 @@ fn a_working_helper_has_no_more_than_it_needs() {
     // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETFCAP.
     assert_eq!(field("CapEff"), "000000008000001b");
     assert_eq!(field("CapPrm"), "000000008000001b");
-    assert_eq!((field("CapBnd"), field("CapInh"), field("CapAmb")), ("0".repeat(16), "0".repeat(16), "0".repeat(16)));
-    assert_eq!((field("NoNewPrivs"), field("Threads"), field("Groups")), ("1".into(), "1".into(), String::new()));
-    assert_eq!((field("Uid"), field("Gid")), ("65534 65534 65534 65534".into(), "65534 65534 65534 65534".into()));
+    assert_eq!(
+        (field("CapBnd"), field("CapInh"), field("CapAmb")),
+        ("0".repeat(16), "0".repeat(16), "0".repeat(16))
+    );
+    assert_eq!(
+        (field("NoNewPrivs"), field("Threads"), field("Groups")),
+        ("1".into(), "1".into(), String::new())
+    );
+    assert_eq!(
+        (field("Uid"), field("Gid")),
+        ("65534 65534 65534 65534".into(), "65534 65534 65534 65534".into())
+    );
     for namespace in ["net", "ipc", "uts", "mnt"] {
         let of = |process: &str| std::fs::read_link(format!("{process}/ns/{namespace}")).unwrap();
         assert_ne!(of(&proc), of("/proc/self"), "{namespace}");
@@ -96,7 +105,9 @@ async fn a_helper_that_dies_hangs_or_lies_leaves_nothing() {
         "0".repeat(64)
     );
     let staged = r#"{"staged":{"image_archive":false,"files":[]}}"#;
-    let stage_then = |answer: &str| format!("case \"$0\" in *stage*) echo '{staged}';; *) echo '{answer}';; esac");
+    let stage_then = |answer: &str| {
+        format!("case \"$0\" in *stage*) echo '{staged}';; *) echo '{answer}';; esac")
+    };
     let cases = [
         ("signal 9", shell("kill -9 $$")),
         ("exit code 3: no luck", shell("echo no luck >&2; exit 3")),
@@ -104,7 +115,12 @@ async fn a_helper_that_dies_hangs_or_lies_leaves_nothing() {
         ("makes no sense", shell("echo nonsense")),
         ("another question", shell(&stage_then(staged))),
         ("cannot complete", shell(&stage_then(&taken_over))),
-        ("signal 15", shell(&format!("case \"$0\" in *stage*) echo '{staged}';; *) echo half > half; kill $$;; esac"))),
+        (
+            "signal 15",
+            shell(&format!(
+                "case \"$0\" in *stage*) echo '{staged}';; *) echo half > half; kill $$;; esac"
+            )),
+        ),
         ("cannot start", UnpackHelper::program("/nonexistent/helper", &[])),
     ];
     for (expected, helper) in cases {

@@ -155,12 +155,16 @@ async fn device_nodes_are_left_out() {
 #[tokio::test]
 async fn whiteouts_hide_only_their_own_name() {
     let scratch = scratch().await;
-    let base = Tar::new().directory("dir").file("dir/old", b"old").file("dir/gone", b"gone").finish();
+    let base =
+        Tar::new().directory("dir").file("dir/old", b"old").file("dir/gone", b"gone").finish();
     let import = async |top: Vec<u8>| {
         let built = Built::new(&[base.clone(), top], serde_json::json!({}));
         let file = scratch.write("image.tar", &built.layout("x:1"));
-        let images = scratch.store.import(file, Some("x:1".parse().unwrap()), ProgressSink::none()).await?;
-        Ok::<_, atoll_image::ImageError>(scratch.store.get(&images[0].digest).unwrap().layers[0].clone())
+        let images =
+            scratch.store.import(file, Some("x:1".parse().unwrap()), ProgressSink::none()).await?;
+        Ok::<_, atoll_image::ImageError>(
+            scratch.store.get(&images[0].digest).unwrap().layers[0].clone(),
+        )
     };
     for name in [".wh...", ".wh..", ".wh.", "dir/.wh...", "dir/.wh."] {
         let error = import(Tar::new().file(name, b"").finish()).await.unwrap_err();
@@ -170,11 +174,13 @@ async fn whiteouts_hide_only_their_own_name() {
     assert!(error.to_string().contains("'..' in a path"), "{error}");
 
     let is_whiteout = |path: &Path| {
-        std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_char_device() && found.rdev() == 0)
+        std::fs::symlink_metadata(path)
+            .is_ok_and(|found| found.file_type().is_char_device() && found.rdev() == 0)
     };
     let is_opaque = |path: &Path| {
         let mut value = [0; 1];
-        matches!(rustix::fs::lgetxattr(path, "trusted.overlay.opaque", &mut value), Ok(1)) && value == *b"y"
+        matches!(rustix::fs::lgetxattr(path, "trusted.overlay.opaque", &mut value), Ok(1))
+            && value == *b"y"
     };
     let tree = import(
         Tar::new()
@@ -317,10 +323,19 @@ async fn bombs_are_bounded() {
     let parts = Tar::new().file("a", &zeros[..5 << 20]).file("b", &zeros[..5 << 20]).finish();
     // All after the end mark: nothing to unpack, but a lot to read.
     let after = [Tar::new().file("a", b"").finish(), zeros.clone()].concat();
-    let hidden = Tar::new().entry(EntryType::Directory, b"d", b"", &zeros, |header| header.set_size(zeros.len() as u64)).finish();
+    let hidden = Tar::new()
+        .entry(EntryType::Directory, b"d", b"", &zeros, |header| {
+            header.set_size(zeros.len() as u64)
+        })
+        .finish();
     for plain in [&honest, &parts, &after] {
         assert_refused(&scratch, &gzip(plain), "exceeds the limit of 8388608 bytes").await;
-        assert_refused(&scratch, &zstd::encode_all(plain.as_slice(), 1).unwrap(), "exceeds the limit of 8388608 bytes").await;
+        assert_refused(
+            &scratch,
+            &zstd::encode_all(plain.as_slice(), 1).unwrap(),
+            "exceeds the limit of 8388608 bytes",
+        )
+        .await;
     }
     let error = scratch.import(&gzip(&hidden), "x:1").await.unwrap_err();
     assert_eq!(error.kind(), ImageErrorKind::Invalid, "{error}");
@@ -346,7 +361,9 @@ async fn a_zstd_window_beyond_the_bound_is_refused() {
 async fn absurd_extension_headers_are_refused() {
     let scratch = scratch().await;
     let claims = |kind: u8, size: u64| {
-        Tar::new().entry(EntryType::new(kind), b"x", b"", b"", move |header| header.set_size(size)).finish()
+        Tar::new()
+            .entry(EntryType::new(kind), b"x", b"", b"", move |header| header.set_size(size))
+            .finish()
     };
     for kind in [b'x', b'g', b'L', b'K'] {
         for size in [(1 << 20) + 1, 1 << 40, u64::MAX] {
@@ -358,15 +375,27 @@ async fn absurd_extension_headers_are_refused() {
         many = many.pax(&[("comment", b"x")]);
     }
     assert_refused(&scratch, &many.file("a", b"").finish(), "too many extension headers").await;
-    assert_refused(&scratch, &Tar::new().pax(&[("path", b"a")]).finish(), "followed by no entry").await;
+    assert_refused(&scratch, &Tar::new().pax(&[("path", b"a")]).finish(), "followed by no entry")
+        .await;
     let lies = Tar::new().extension(b'x', b"99 path=a\n").file("a", b"").finish();
     assert_refused(&scratch, &lies, "pax record").await;
     let name = format!("SCHILY.xattr.user.{}", "n".repeat(300));
     let many: Vec<(&str, &[u8])> = vec![(name.as_str(), b"v".as_slice()); 65];
-    assert_refused(&scratch, &Tar::new().pax(&many).file("a", b"").finish(), "extended attributes").await;
+    assert_refused(&scratch, &Tar::new().pax(&many).file("a", b"").finish(), "extended attributes")
+        .await;
     let long = vec![b'a'; 5000];
-    assert_refused(&scratch, &Tar::new().pax(&[("path", &long)]).file("a", b"").finish(), "at most 4095").await;
-    assert_refused(&scratch, &Tar::new().pax(&[("path", &long[..300])]).file("a", b"").finish(), "255 bytes").await;
+    assert_refused(
+        &scratch,
+        &Tar::new().pax(&[("path", &long)]).file("a", b"").finish(),
+        "at most 4095",
+    )
+    .await;
+    assert_refused(
+        &scratch,
+        &Tar::new().pax(&[("path", &long[..300])]).file("a", b"").finish(),
+        "255 bytes",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -388,7 +417,8 @@ async fn odd_names_are_kept_or_refused() {
         use std::os::unix::ffi::OsStrExt as _;
         assert!(tree.join(std::ffi::OsStr::from_bytes(name)).is_file(), "{}", name.escape_ascii());
     }
-    let error = scratch.import(&Tar::new().hard_link("\x1b[2J\n", "x").finish(), "x:2").await.unwrap_err();
+    let error =
+        scratch.import(&Tar::new().hard_link("\x1b[2J\n", "x").finish(), "x:2").await.unwrap_err();
     assert!(!error.to_string().contains(['\x1b', '\n']), "names in errors are escaped");
 }
 

@@ -10,7 +10,9 @@ use super::{Inner, LayerRecord};
 use crate::atomic_file::{self, sync_directory};
 use crate::digest::Digest;
 use crate::error::{ImageError, io_error};
-use crate::unpack::{Mode, Outcome, Request, Staged, UnpackError, Unpacked, finish_layer, own_pid, wrong_answer};
+use crate::unpack::{
+    Mode, Outcome, Request, Staged, UnpackError, Unpacked, finish_layer, own_pid, wrong_answer,
+};
 
 /// A layer to be made.
 pub(crate) struct LayerJob<'a> {
@@ -196,11 +198,7 @@ impl Inner {
     }
 
     fn run_helper(&self, file: File, directory: &Path, mode: Mode) -> Result<Outcome, UnpackError> {
-        let request = Request {
-            mode,
-            limits: self.limits(),
-            parent_pid: own_pid(),
-        };
+        let request = Request { mode, limits: self.limits(), parent_pid: own_pid() };
         Ok(self.options.helper.run(file, directory, &request)?)
     }
 }

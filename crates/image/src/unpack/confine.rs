@@ -94,7 +94,8 @@ fn drop_privileges() -> Result<(), UnpackError> {
         | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
-    thread::set_capabilities_secure_bits(locked).map_err(|error| failed("lock the secure bits", &error))?;
+    thread::set_capabilities_secure_bits(locked)
+        .map_err(|error| failed("lock the secure bits", &error))?;
     for number in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         match thread::remove_capability_from_bounding_set(capability) {
@@ -105,7 +106,8 @@ fn drop_privileges() -> Result<(), UnpackError> {
         }
     }
     become_nobody()?;
-    let sets = CapabilitySets { effective: KEPT, permitted: KEPT, inheritable: CapabilitySet::empty() };
+    let sets =
+        CapabilitySets { effective: KEPT, permitted: KEPT, inheritable: CapabilitySet::empty() };
     thread::set_capabilities(None, sets).map_err(|error| failed("drop capabilities", &error))?;
     thread::set_no_new_privs(true).map_err(|error| failed("set no_new_privs", &error))
 }

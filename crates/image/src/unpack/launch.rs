@@ -50,7 +50,9 @@ impl UnpackHelper {
     /// # Errors
     /// [`UnpackError::Confinement`] when it could not shut itself in, or could do something all the same.
     pub fn check(&self) -> Result<(), UnpackError> {
-        let io = |error: std::io::Error| UnpackError::Helper { detail: format!("cannot prepare the unpack helper: {error}") };
+        let io = |error: std::io::Error| UnpackError::Helper {
+            detail: format!("cannot prepare the unpack helper: {error}"),
+        };
         let directory = tempfile::tempdir().map_err(io)?;
         let nothing = File::open("/dev/null").map_err(io)?;
         let request = Request { mode: Mode::Probe, limits: Limits::new(0), parent_pid: own_pid() };

@@ -13,25 +13,48 @@ use rustix::thread::{self, UnshareFlags};
 
 /// Names of what succeeded although it must not. `root`: the helper's directory, `parent`: the process that started it.
 pub(super) fn probe(root: &OwnedFd, parent: i32) -> Vec<String> {
-    let made = fs::openat(root, "program", OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o755))
-        .and_then(|file| rustix::io::write(&file, b"#!/bin/sh\n"));
+    let made =
+        fs::openat(root, "program", OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o755))
+            .and_then(|file| rustix::io::write(&file, b"#!/bin/sh\n"));
     let attempts = [
         ("failing to write to its own directory", made.is_err()),
-        ("making a block device", fs::mknodat(root, "block", FileType::BlockDevice, Mode::empty(), 0x0700).is_ok()),
-        ("making a character device", fs::mknodat(root, "char", FileType::CharacterDevice, Mode::empty(), 0x0103).is_ok()),
+        (
+            "making a block device",
+            fs::mknodat(root, "block", FileType::BlockDevice, Mode::empty(), 0x0700).is_ok(),
+        ),
+        (
+            "making a character device",
+            fs::mknodat(root, "char", FileType::CharacterDevice, Mode::empty(), 0x0103).is_ok(),
+        ),
         ("listening on a socket in its directory", UnixListener::bind("socket").is_ok()),
         ("executing a program", executes()),
         ("starting a thread", std::thread::Builder::new().spawn(|| ()).is_ok()),
         ("leaving its root", process::chroot("/").is_ok()),
-        ("seeing the host's files", fs::stat("/proc").is_ok() || fs::stat("/etc").is_ok() || fs::stat("/..").is_ok_and(|up| !is_same(root, &up))),
+        (
+            "seeing the host's files",
+            fs::stat("/proc").is_ok()
+                || fs::stat("/etc").is_ok()
+                || fs::stat("/..").is_ok_and(|up| !is_same(root, &up)),
+        ),
         ("entering another namespace", enters_namespace()),
         ("connecting over TCP", connects()),
         ("sending over UDP", sends()),
-        ("signalling its parent", Pid::from_raw(parent).is_none_or(|pid| process::test_kill_process(pid).is_ok())),
+        (
+            "signalling its parent",
+            Pid::from_raw(parent).is_none_or(|pid| process::test_kill_process(pid).is_ok()),
+        ),
         ("becoming root", thread::set_thread_uid(rustix::process::Uid::ROOT).is_ok()),
-        ("mounting", rustix::mount::mount("none", ".", "tmpfs", rustix::mount::MountFlags::empty(), None).is_ok()),
+        (
+            "mounting",
+            rustix::mount::mount("none", ".", "tmpfs", rustix::mount::MountFlags::empty(), None)
+                .is_ok(),
+        ),
     ];
-    attempts.iter().filter(|(_, succeeded)| *succeeded).map(|(what, _)| (*what).to_owned()).collect()
+    attempts
+        .iter()
+        .filter(|(_, succeeded)| *succeeded)
+        .map(|(what, _)| (*what).to_owned())
+        .collect()
 }
 
 fn is_same(root: &OwnedFd, other: &fs::Stat) -> bool {
@@ -39,7 +62,10 @@ fn is_same(root: &OwnedFd, other: &fs::Stat) -> bool {
 }
 
 fn enters_namespace() -> bool {
-    #[expect(deprecated, reason = "its successor is unsafe because of CLONE_FILES, which is not used here")]
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe because of CLONE_FILES, which is not used here"
+    )]
     thread::unshare(UnshareFlags::NEWNET).is_ok()
 }
 
