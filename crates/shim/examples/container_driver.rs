@@ -23,11 +23,14 @@ use std::time::{Duration, Instant};
 use atoll_shim::engine::{Begun, Engine, Resources, StandardStreams};
 use atoll_sys::disk_image::{TemplateImage, mount_image};
 use atoll_sys::mount::{Attributes, new_file_system};
-use atoll_sys::{clone, user_namespace};
+use atoll_sys::{clone, process, user_namespace};
 use atoll_wire::record::ShimRecord;
 use atoll_wire::shim::Launch;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::UnshareFlags;
+
+/// No container of the tests takes longer.
+const LONGEST_WAIT: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -80,11 +83,11 @@ impl Driver {
             "evidence" => return Ok(format!("{:?}", self.engine.evidence(number))),
             "exec" => {
                 let streams = streams(&self.directory, "exec")?;
-                let process = serde_json::from_str(rest)?;
-                let begun = self.engine.exec_from_outside(number, &process, streams)?;
+                let spec = serde_json::from_str(rest)?;
+                let begun = self.engine.exec_from_outside(number, &spec, streams)?;
                 wait_for(&begun.ended)?;
                 let exit =
-                    atoll_sys::process::peek_exit(begun.init.pid, atoll_sys::process::Wait::Block)?;
+                    process::peek_exit(begun.init.pid, process::Wait::Block)?;
                 return Ok(format!("{exit:?}"));
             }
             "end_boost" => self.engine.end_boost()?,
@@ -118,8 +121,10 @@ impl Driver {
 }
 
 fn wait_for(ended: &OwnedFd) -> Outcome<()> {
-    poll(&mut [PollFd::new(ended, PollFlags::IN)], None)?;
-    Ok(())
+    match poll(&mut [PollFd::new(ended, PollFlags::IN)], Some(&LONGEST_WAIT))? {
+        0 => Err("it has not ended".into()),
+        _ => Ok(()),
+    }
 }
 
 fn streams(directory: &Path, name: &str) -> Outcome<StandardStreams> {
@@ -162,8 +167,8 @@ fn bench(directory: &Path, count: usize) -> Outcome<()> {
         let child = clone::start(UnshareFlags::empty(), None, || {
             i32::from(one_round(directory, &launch, number, &results).is_err())
         })?;
-        let exit = atoll_sys::process::reap(child.pid, atoll_sys::process::Wait::Block)?;
-        if exit != Some(atoll_sys::process::Exit::Code(0)) {
+        let exit = process::reap(child.pid, process::Wait::Block)?;
+        if exit != Some(process::Exit::Code(0)) {
             return Err(format!("round {number} failed: {exit:?}").into());
         }
     }

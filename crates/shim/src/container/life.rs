@@ -1,6 +1,6 @@
 //! A container's life after its start: known again after a shim's death, its end explained, all of it removed.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use atoll_sys::cgroup::Cgroup;
@@ -101,26 +101,36 @@ impl ContainerEngine {
         groups.find(&self.launch.plan.uid, None).failed(|| "find the sandbox's control group")
     }
 
+    /// Visitors first: a container's first process ends only after all zombies of its pid namespace are reaped, and those whose parent
+    /// is outside are reaped by nobody else.
     fn reap_all(&mut self) -> Result<(), EngineError> {
         let deadline = Instant::now() + GONE_WITHIN;
+        for (visitor, pidfd) in self.visitors.drain(..) {
+            await_end(&visitor, &pidfd, deadline)?;
+        }
         for slot in &mut self.containers {
             let (Some(init), Some(pidfd)) = (&slot.init, &slot.pidfd) else { continue };
-            let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
-            let ended = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], left.as_ref());
-            if !matches!(ended, Ok(1..)) {
-                let message =
-                    format!("it still runs {} s after it was killed", GONE_WITHIN.as_secs());
-                return Err(EngineError::new(format!("end process {}", init.pid), message));
-            }
-            reap_if_ours(init);
+            await_end(init, pidfd, deadline)?;
             slot.pidfd = None;
             slot.init = None;
         }
-        for visitor in self.visitors.drain(..) {
-            reap_if_ours(&visitor);
-        }
         Ok(())
     }
+}
+
+/// Waits until a killed process has ended, and reaps it.
+fn await_end(
+    process: &ProcessIdentity,
+    pidfd: &OwnedFd,
+    deadline: Instant,
+) -> Result<(), EngineError> {
+    let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
+    if !matches!(poll(&mut [PollFd::new(pidfd, PollFlags::IN)], left.as_ref()), Ok(1..)) {
+        let message = format!("it still runs {} s after it was killed", GONE_WITHIN.as_secs());
+        return Err(EngineError::new(format!("end process {}", process.pid), message));
+    }
+    reap_if_ours(process);
+    Ok(())
 }
 
 /// Reaps exactly this process when it is a zombie child; a number that is another's by now is left alone.

@@ -93,8 +93,8 @@ struct ContainerEngine {
     namespaces: Option<SharedNamespaces>,
     boosting: bool,
     containers: Vec<Slot>,
-    /// Processes started from outside, to be reaped.
-    visitors: Vec<ProcessIdentity>,
+    /// Processes started from outside that may not be reaped yet.
+    visitors: Vec<(ProcessIdentity, OwnedFd)>,
 }
 
 impl ContainerEngine {

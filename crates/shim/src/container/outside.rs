@@ -1,11 +1,13 @@
 //! A process that enters a container from outside, for images that have pid 1 to themselves.
 //!
-//! Owns nothing: the process stands in the container's group and pid namespace and ends with it.
+//! The process stands in the container's group and pid namespace and ends with it. It must be reaped when it has ended: until then the
+//! container's own first process cannot end.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use atoll_sys::cgroup::Cgroup;
 use atoll_sys::clone::unshare;
+use atoll_sys::process::ProcessState;
 use atoll_wire::guest::ProcessSpec;
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces};
@@ -41,8 +43,11 @@ impl ContainerEngine {
             })
         })?;
         let init = identity_of_child(child.pid)?;
-        self.visitors.push(init.clone());
-        Ok(Begun { init, ended: child.pidfd })
+        let ended = child.pidfd.try_clone().failed(|| "copy a process's descriptor")?;
+        // Those that ended were reaped by the core.
+        self.visitors.retain(|(visitor, _)| !matches!(visitor.state(), Ok(ProcessState::Gone)));
+        self.visitors.push((init.clone(), child.pidfd));
+        Ok(Begun { init, ended })
     }
 }
 

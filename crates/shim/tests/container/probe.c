@@ -1,0 +1,172 @@
+// What a hostile program would try from inside a container. Static, so that it runs in an image that holds nothing else.
+//
+//   probe syscalls    tries system calls that must be refused; prints NAME=ERRNO (0: it worked) for each
+//   probe eat BYTES   uses so much memory, then prints "ate"
+//   probe spawn N     starts N processes that stay; prints how many it got and the errno that stopped it
+//   probe shm BYTES   fills a file in /dev/shm; prints the errno that stopped it, or 0
+//   probe fds         prints every open descriptor but the one it reads them with
+//   probe spin MS     uses so much CPU time in milliseconds
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/keyctl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/personality.h>
+#include <sys/prctl.h>
+#include <sys/reboot.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static void tell(const char *name, long answer) {
+    printf("%s=%d\n", name, answer < 0 ? errno : 0);
+    fflush(stdout);
+}
+
+#define TRY(name, call) (errno = 0, tell(name, (long)(call)))
+
+static void syscalls(void) {
+    char zeros[4096] = {0};
+    int fds[2];
+    TRY("io_uring_setup", syscall(425, 1, zeros));
+    TRY("bpf", syscall(SYS_bpf, 0, zeros, 72));
+    TRY("userfaultfd", syscall(SYS_userfaultfd, 0));
+    TRY("perf_event_open", syscall(SYS_perf_event_open, zeros, 0, -1, -1, 0));
+    TRY("keyctl", syscall(SYS_keyctl, KEYCTL_GET_KEYRING_ID, -3, 1));
+    TRY("add_key", syscall(SYS_add_key, "user", "name", "x", 1, -3));
+    TRY("request_key", syscall(SYS_request_key, "user", "name", 0, -3));
+    TRY("unshare_user", unshare(CLONE_NEWUSER));
+    TRY("unshare_mount", unshare(CLONE_NEWNS));
+    TRY("unshare_network", unshare(CLONE_NEWNET));
+    TRY("clone_new_user", syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0));
+    TRY("clone3", syscall(435, zeros, 88));
+    TRY("setns", setns(open("/proc/self/ns/net", O_RDONLY), 0));
+    TRY("mount", mount("none", "/tmp", "tmpfs", 0, 0));
+    TRY("remount", mount(0, "/", 0, MS_REMOUNT | MS_BIND, 0));
+    TRY("umount", umount2("/proc", MNT_DETACH));
+    TRY("pivot_root", syscall(SYS_pivot_root, ".", "."));
+    TRY("open_tree", syscall(428, AT_FDCWD, "/", 1));
+    TRY("move_mount", syscall(429, -1, "", AT_FDCWD, "/tmp", 4));
+    TRY("fsopen", syscall(430, "tmpfs", 0));
+    TRY("mount_setattr", syscall(442, AT_FDCWD, "/", 0, zeros, 32));
+    TRY("open_by_handle_at", syscall(SYS_open_by_handle_at, AT_FDCWD, zeros, 0));
+    TRY("name_to_handle_at", syscall(SYS_name_to_handle_at, AT_FDCWD, "/", zeros, zeros + 64, 0));
+    TRY("init_module", syscall(SYS_init_module, zeros, 16, ""));
+    TRY("finit_module", syscall(SYS_finit_module, -1, "", 0));
+    TRY("kexec_load", syscall(SYS_kexec_load, 0, 0, 0, 0));
+    TRY("reboot", reboot(RB_DISABLE_CAD));
+    TRY("swapon", syscall(SYS_swapon, "/tmp", 0));
+    TRY("clock_settime", clock_settime(CLOCK_REALTIME, (struct timespec[]){{1, 0}}));
+    TRY("sethostname", sethostname("evil", 4));
+    TRY("syslog", syscall(SYS_syslog, 3, zeros, 100));
+    TRY("quotactl", syscall(SYS_quotactl, 0, "/", 0, zeros));
+    TRY("fanotify_init", syscall(SYS_fanotify_init, 0, 0));
+    TRY("personality_no_randomize", personality(ADDR_NO_RANDOMIZE));
+    TRY("mknod_memory", mknod("/tmp/mem", S_IFCHR | 0666, makedev(1, 1)));
+    TRY("mknod_disk", mknod("/tmp/disk", S_IFBLK | 0666, makedev(254, 0)));
+    TRY("mknod_in_dev", mknod("/dev/mem", S_IFCHR | 0666, makedev(1, 1)));
+    TRY("socket_alg", socket(38, SOCK_SEQPACKET, 0));
+    TRY("socket_vsock", socket(40, SOCK_STREAM, 0));
+    TRY("socket_packet", socket(17, SOCK_RAW, 0x300));
+    TRY("socket_raw", socket(AF_INET, SOCK_RAW, 1));
+    TRY("socket_netfilter", socket(AF_NETLINK, SOCK_RAW, 12));
+    TRY("socket_xfrm", socket(AF_NETLINK, SOCK_RAW, 6));
+    TRY("socket_sctp", socket(AF_INET, SOCK_STREAM, 132));
+    TRY("socket_tipc", socket(30, SOCK_SEQPACKET, 0));
+    TRY("socketpair_tipc", socketpair(30, SOCK_SEQPACKET, 0, fds));
+    TRY("push_terminal_input", ioctl(0, 0x5412, "x"));
+    // The filter must not be lifted, and rights must not come back.
+    TRY("seccomp_off", prctl(PR_SET_SECCOMP, 0, 0, 0, 0));
+    TRY("no_new_privs_off", prctl(PR_SET_NO_NEW_PRIVS, 0, 0, 0, 0));
+    TRY("ambient_sys_admin", prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, 21, 0, 0));
+}
+
+static void eat(size_t bytes) {
+    char *memory = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        printf("refused\n");
+        return;
+    }
+    memset(memory, 1, bytes);
+    printf("ate\n");
+}
+
+static void spawn(long wanted) {
+    long got = 0;
+    int stopped = 0;
+    while (got < wanted) {
+        pid_t pid = fork();
+        if (pid == 0) {
+            pause();
+            _exit(0);
+        }
+        if (pid < 0) {
+            stopped = errno;
+            break;
+        }
+        got++;
+    }
+    printf("spawned %ld errno %d\n", got, stopped);
+}
+
+static void shm(size_t bytes) {
+    static char block[65536];
+    int fd = open("/dev/shm/fill", O_CREAT | O_WRONLY, 0600);
+    size_t done = 0;
+    while (fd >= 0 && done < bytes) {
+        ssize_t written = write(fd, block, sizeof block);
+        if (written < 0) {
+            printf("errno %d after %zu\n", errno, done);
+            return;
+        }
+        done += written;
+    }
+    printf("errno %d after %zu\n", fd < 0 ? errno : 0, done);
+}
+
+static void fds(void) {
+    DIR *directory = opendir("/proc/self/fd");
+    struct dirent *entry;
+    while (directory && (entry = readdir(directory)))
+        if (entry->d_name[0] != '.' && atoi(entry->d_name) != dirfd(directory))
+            printf("fd %s\n", entry->d_name);
+}
+
+static void spin(long millis) {
+    volatile uint64_t count = 0;
+    while (clock() < millis * (CLOCKS_PER_SEC / 1000))
+        count++;
+}
+
+int main(int argc, char **argv) {
+    const char *what = argc > 1 ? argv[1] : "";
+    long number = argc > 2 ? atol(argv[2]) : 0;
+    if (!strcmp(what, "syscalls"))
+        syscalls();
+    else if (!strcmp(what, "eat"))
+        eat(number);
+    else if (!strcmp(what, "spawn"))
+        spawn(number);
+    else if (!strcmp(what, "shm"))
+        shm(number);
+    else if (!strcmp(what, "fds"))
+        fds();
+    else if (!strcmp(what, "spin"))
+        spin(number);
+    else
+        return 2;
+    return 0;
+}
