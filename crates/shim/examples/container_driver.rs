@@ -87,7 +87,7 @@ impl Driver {
                 let begun = self.engine.exec_from_outside(number, &spec, streams)?;
                 wait_for(&begun.ended)?;
                 let exit =
-                    process::peek_exit(begun.init.pid, process::Wait::Block)?;
+                    process::reap(begun.init.pid, process::Wait::Block)?;
                 return Ok(format!("{exit:?}"));
             }
             "end_boost" => self.engine.end_boost()?,
