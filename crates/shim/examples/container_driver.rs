@@ -86,8 +86,7 @@ impl Driver {
                 let spec = serde_json::from_str(rest)?;
                 let begun = self.engine.exec_from_outside(number, &spec, streams)?;
                 wait_for(&begun.ended)?;
-                let exit =
-                    process::reap(begun.init.pid, process::Wait::Block)?;
+                let exit = process::reap(begun.init.pid, process::Wait::Block)?;
                 return Ok(format!("{exit:?}"));
             }
             "end_boost" => self.engine.end_boost()?,

@@ -1,10 +1,10 @@
 //! Engine `container`, attacked and used: each test runs real containers through the engine's trait, in a driver process that is
 //! single-threaded as a shim is (`examples/container_driver.rs`).
 
-#[path = "container/harness.rs"]
-mod harness;
 #[path = "container/hardening.rs"]
 mod hardening;
+#[path = "container/harness.rs"]
+mod harness;
 #[path = "container/hostile_images.rs"]
 mod hostile_images;
 #[path = "container/life.rs"]

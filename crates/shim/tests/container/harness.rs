@@ -17,8 +17,8 @@ use atoll_wire::shim::{
 
 /// Programs of busybox that the image has.
 const APPLETS: [&str; 20] = [
-    "cat", "chmod", "cp", "dd", "echo", "grep", "head", "hostname", "id", "ln", "ls", "mkdir", "mount", "ps", "rm",
-    "sh", "sleep", "stat", "touch", "true",
+    "cat", "chmod", "cp", "dd", "echo", "grep", "head", "hostname", "id", "ln", "ls", "mkdir",
+    "mount", "ps", "rm", "sh", "sleep", "stat", "touch", "true",
 ];
 /// First id of the tests' range: nobody else's on a machine that follows the customs for subordinate ids.
 const FIRST_HOST_ID: u32 = 700_000_000;

@@ -135,10 +135,8 @@ fn the_cpu_quota_throttles_after_the_boost_and_not_before() {
     sandbox.ok(&format!("exec 0 {}", serde_json::to_string(&process).unwrap()));
     sandbox.ok("wait 0");
     let output = sandbox.output("0");
-    let counts: Vec<u64> = output
-        .lines()
-        .filter_map(|line| line.rsplit_once(' ')?.1.parse().ok())
-        .collect();
+    let counts: Vec<u64> =
+        output.lines().filter_map(|line| line.rsplit_once(' ')?.1.parse().ok()).collect();
     assert!(matches!(counts[..], [0, after] if after > 0), "boosted, then limited: {output}");
     sandbox.ok("remove");
     sandbox.assert_nothing_left();
