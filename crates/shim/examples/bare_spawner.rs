@@ -11,7 +11,7 @@ use atoll_sys::clone;
 use atoll_sys::process::{ProcessIdentity, Wait, peek_exit, reap, send_signal};
 use atoll_wire::guest::{Boot, ProcessSpec};
 use atoll_wire::record::ShimRecord;
-use atoll_wire::shim::Launch;
+use atoll_wire::shim::{ContainerPlan, Init, Launch};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::thread::UnshareFlags;
 
@@ -22,6 +22,8 @@ fn main() -> std::io::Result<()> {
 /// Each container is a process in a pid namespace; with it goes everything that it started.
 struct Bare {
     guest: PathBuf,
+    containers: Vec<ContainerPlan>,
+    from_outside: Vec<ProcessIdentity>,
     first: Vec<Option<First>>,
     /// A file whose presence makes `prepare` fail.
     refuse: PathBuf,
@@ -37,6 +39,8 @@ impl Bare {
     fn new(launch: &Launch, resources: Resources) -> Self {
         Self {
             guest: launch.placement.guest_binary.clone(),
+            containers: launch.plan.containers.clone(),
+            from_outside: Vec::new(),
             first: launch.plan.containers.iter().map(|_| None).collect(),
             refuse: launch.placement.directory.join("refuse"),
             _resources: resources,
@@ -46,6 +50,31 @@ impl Bare {
 
 fn failed(operation: &str) -> impl Fn(&dyn std::fmt::Display) -> EngineError {
     move |error| EngineError::new(operation, error)
+}
+
+fn start(
+    namespaces: UnshareFlags,
+    arguments: Vec<Vec<u8>>,
+    streams: StandardStreams,
+) -> Result<clone::Child, EngineError> {
+    let failed = failed("start a process");
+    let arguments: Vec<CString> = arguments.into_iter().flat_map(CString::new).collect();
+    let program = arguments.first().cloned().ok_or_else(|| failed(&"it has no name"))?;
+    clone::start(namespaces, None, || {
+        let _ = rustix::stdio::dup2_stdin(&streams.input);
+        let _ = rustix::stdio::dup2_stdout(&streams.output);
+        let _ = rustix::stdio::dup2_stderr(&streams.diagnostics);
+        let environment = [c"PATH=/usr/bin:/bin".to_owned()];
+        for directory in ["/", "/usr/bin/", "/bin/"] {
+            let mut path = directory.as_bytes().to_vec();
+            path.extend_from_slice(program.as_bytes());
+            if let Ok(path) = CString::new(path) {
+                let _ = clone::execute_path(&path, &arguments, &environment);
+            }
+        }
+        126
+    })
+    .map_err(|e| failed(&e))
 }
 
 impl Engine for Bare {
@@ -58,15 +87,12 @@ impl Engine for Bare {
 
     fn begin(&mut self, container: usize, streams: StandardStreams) -> Result<Begun, EngineError> {
         let failed = failed("begin a container");
-        let program = CString::new(self.guest.as_os_str().as_bytes()).map_err(|e| failed(&e))?;
-        let child = clone::start(UnshareFlags::NEWPID, None, || {
-            let _ = rustix::stdio::dup2_stdin(&streams.input);
-            let _ = rustix::stdio::dup2_stdout(&streams.output);
-            let _ = rustix::stdio::dup2_stderr(&streams.diagnostics);
-            let _ = clone::execute_path(&program, std::slice::from_ref(&program), &[]);
-            126
-        })
-        .map_err(|e| failed(&e))?;
+        let plan = &self.containers[container];
+        let arguments = match plan.init {
+            Init::Guest => vec![self.guest.as_os_str().as_bytes().to_vec()],
+            Init::Image => plan.process.args.iter().map(|one| one.clone().into_bytes()).collect(),
+        };
+        let child = start(UnshareFlags::NEWPID, arguments, streams)?;
         let identity = ProcessIdentity::of(child.pid)
             .map_err(|e| failed(&e))?
             .ok_or_else(|| failed(&"it is gone"))?;
@@ -103,10 +129,17 @@ impl Engine for Bare {
     fn exec_from_outside(
         &mut self,
         _container: usize,
-        _process: &ProcessSpec,
-        _streams: StandardStreams,
+        process: &ProcessSpec,
+        streams: StandardStreams,
     ) -> Result<Begun, EngineError> {
-        Err(EngineError::new("start a process from outside", "this engine has no way"))
+        let failed = failed("start a process from outside");
+        let arguments = process.args.iter().map(|one| one.clone().into_bytes()).collect();
+        let child = start(UnshareFlags::empty(), arguments, streams)?;
+        let init = ProcessIdentity::of(child.pid)
+            .map_err(|e| failed(&e))?
+            .ok_or_else(|| failed(&"it is gone"))?;
+        self.from_outside.push(init.clone());
+        Ok(Begun { init, ended: child.pidfd })
     }
 
     fn kill(&mut self, container: usize) -> Result<(), EngineError> {
@@ -135,6 +168,11 @@ impl Engine for Bare {
     }
 
     fn remove(&mut self) -> Result<(), EngineError> {
+        for process in self.from_outside.drain(..) {
+            if let Ok(Some(process)) = process.open() {
+                let _ = send_signal(process.as_fd(), 9);
+            }
+        }
         for at in 0..self.first.len() {
             self.kill(at)?;
             let Some(first) = self.first[at].take() else { continue };

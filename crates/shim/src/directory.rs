@@ -245,6 +245,8 @@ pub(crate) enum FifoEnd {
     Ours,
     /// Both directions; blocks.
     Theirs,
+    /// Reading only; blocks. This side must be open already.
+    TheirsToRead,
 }
 
 /// Opens a FIFO, and nothing but a FIFO.
@@ -254,6 +256,7 @@ pub(crate) fn open_fifo(path: &Path, end: FifoEnd) -> Result<OwnedFd, DirectoryE
         | match end {
             FifoEnd::Ours => OFlags::RDWR | OFlags::NONBLOCK,
             FifoEnd::Theirs => OFlags::RDWR,
+            FifoEnd::TheirsToRead => OFlags::RDONLY,
         };
     let fd = rustix::fs::open(path, flags, Mode::empty())
         .map_err(|errno| DirectoryError::io("open", path)(errno.into()))?;

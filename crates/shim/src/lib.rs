@@ -1,6 +1,5 @@
 //! Spawner and shim: starts sandboxes and stays their parent.
 
-mod channel;
 mod clock;
 pub mod container;
 mod conversation;
@@ -10,6 +9,7 @@ pub mod engine;
 pub mod gvisor;
 mod log;
 mod out_buffer;
+mod peer;
 mod shim;
 pub mod spawner;
 mod stream;

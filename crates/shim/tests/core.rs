@@ -6,6 +6,8 @@
 mod harness;
 #[path = "core/hostile.rs"]
 mod hostile;
+#[path = "core/image_init.rs"]
+mod image_init;
 #[path = "core/lifecycle.rs"]
 mod lifecycle;
 #[path = "core/logs.rs"]

@@ -17,17 +17,10 @@ use crate::stream::{ConversationId, Purpose};
 const MAX_LIST_BYTES: usize = 60 * 1024;
 
 impl Shim {
-    /// Reads once, so that no guest keeps the others waiting.
-    pub(super) fn read_answers(&mut self, at: usize) {
-        if self.containers[at].channel.read(&mut self.scratch) {
-            self.take_messages(at);
-        }
-    }
-
     /// Acts on every whole message that was read.
     pub(super) fn take_messages(&mut self, at: usize) {
         while self.containers[at].exit.is_none() {
-            let Some((stream, message)) = self.containers[at].channel.next_message() else { break };
+            let Some((stream, message)) = self.containers[at].peer.next_message() else { break };
             self.take_message(at, stream, message);
         }
         self.note_dropped(at);
@@ -102,7 +95,7 @@ impl Shim {
                 self.forward(at, number, &message);
             }
             (Purpose::Process, message @ GuestMessage::Exited(_)) => {
-                let _ = self.containers[at].channel.send(number, HostMessage::ExitAck);
+                let _ = self.containers[at].peer.send(number, HostMessage::ExitAck);
                 self.close_stream(at, number, message);
             }
             (
@@ -119,7 +112,7 @@ impl Shim {
         let container = &mut self.containers[at];
         let Some(stream) = container.streams.get_mut(&number) else {
             // Before a guest that is taken over has said what runs, only the main process's output can be placed.
-            if number == MAIN && self.adopted && !container.channel.is_acknowledged() {
+            if number == MAIN && self.adopted && !container.peer.is_acknowledged() {
                 container.log.append_known(output, offset, &data);
             }
             return;

@@ -11,18 +11,18 @@ use atoll_sys::process::{
 };
 use atoll_wire::guest::HostMessage;
 use atoll_wire::record::{EndRecord, RECORD_VERSION, ShimRecord};
-use atoll_wire::shim::{Launch, SHIM_PROTOCOL_VERSION, ShimEvent, ShimReply, SpawnRequest};
+use atoll_wire::shim::{Init, Launch, SHIM_PROTOCOL_VERSION, ShimEvent, ShimReply, SpawnRequest};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::container::{Container, MAIN, process_id};
 use super::{LINGER, Phase, SCRATCH_BYTES, Shim};
-use crate::channel::Channel;
 use crate::clock;
 use crate::conversation::{Conversation, Role};
 use crate::directory::{Directory, DirectoryError, Durability};
 use crate::engine::Engine;
 use crate::log::LogWriter;
+use crate::peer::Peer;
 use crate::spawner::{Given, MakeEngine};
 
 /// Below almost everything, and above what must never be killed: with the shim goes the record of an exit.
@@ -212,9 +212,9 @@ impl Shim {
         let logs = self.directory.make_directory("logs")?;
         for plan in self.launch.plan.containers.clone() {
             let directory = self.directory.make_directory(&plan.name)?;
-            let channel = Channel::open(&directory, taking_over)?;
+            let peer = Peer::open(&plan, &directory, taking_over)?;
             let log = LogWriter::open(&logs, &plan.name, plan.log_bytes);
-            self.containers.push(Container::new(plan, channel, log));
+            self.containers.push(Container::new(plan, peer, log));
         }
         Ok(())
     }
@@ -231,21 +231,31 @@ impl Shim {
             self.begin_container(at)?;
         }
         self.write_shim_record(Durability::Process).map_err(said)?;
-        for container in &mut self.containers {
-            let start = HostMessage::Start(container.plan.process.clone());
-            container.add_main_stream();
-            container.channel.send(MAIN, start).map_err(|error| error.to_string())?;
+        for at in 0..self.containers.len() {
+            self.start_command(at)?;
         }
         Ok(())
+    }
+
+    pub(super) fn start_command(&mut self, at: usize) -> Result<(), String> {
+        let container = &mut self.containers[at];
+        if container.plan.init == Init::Image {
+            self.start_image(at);
+            return Ok(());
+        }
+        let start = HostMessage::Start(container.plan.process.clone());
+        container.add_main_stream();
+        container.peer.send(MAIN, start).map_err(|error| error.to_string())
     }
 
     /// Its guest reads Hello and Boot as soon as it runs, while the host goes on.
     fn begin_container(&mut self, at: usize) -> Result<(), String> {
         let boot = self.engine.boot(at).map_err(|error| error.to_string())?;
         let container = &mut self.containers[at];
-        container.channel.send(MAIN, HostMessage::Boot(boot)).map_err(|error| error.to_string())?;
+        container.peer.send(MAIN, HostMessage::Boot(boot)).map_err(|error| error.to_string())?;
         let directory = self.directory.path().join(&container.plan.name);
-        let streams = Channel::guest_streams(&directory).map_err(|error| error.to_string())?;
+        let streams =
+            container.peer.first_process_streams(&directory).map_err(|error| error.to_string())?;
         let begun = self.engine.begin(at, streams).map_err(|error| error.to_string())?;
         container.begun(begun);
         let name = container.plan.name.clone();

@@ -10,9 +10,9 @@ use atoll_wire::shim::{ContainerPlan, ContainerState};
 use rustix::event::PollFlags;
 
 use super::{ContainerSource, Source};
-use crate::channel::Channel;
 use crate::engine::Begun;
 use crate::log::LogWriter;
+use crate::peer::Peer;
 use crate::stream::{Held, Purpose, Stream};
 
 /// The main process's stream.
@@ -29,7 +29,7 @@ pub(super) enum LastWord {
 #[derive(Debug)]
 pub(super) struct Container {
     pub(super) plan: ContainerPlan,
-    pub(super) channel: Channel,
+    pub(super) peer: Peer,
     pub(super) log: LogWriter,
     pub(super) streams: BTreeMap<u32, Stream>,
     /// Its first process, once it was begun.
@@ -49,11 +49,11 @@ pub(super) struct Container {
 }
 
 impl Container {
-    pub(super) fn new(plan: ContainerPlan, channel: Channel, log: LogWriter) -> Self {
+    pub(super) fn new(plan: ContainerPlan, peer: Peer, log: LogWriter) -> Self {
         let told_dropped_bytes = log.dropped_bytes();
         Self {
             plan,
-            channel,
+            peer,
             log,
             streams: BTreeMap::new(),
             init: None,
@@ -88,14 +88,18 @@ impl Container {
         self.streams.get(&MAIN).is_some_and(|main| main.held.is_some())
     }
 
+    /// Whether its peer has something to say for which no descriptor will become ready.
+    pub(super) fn has_messages(&self) -> bool {
+        self.exit.is_none() && self.peer.has_messages()
+    }
+
     pub(super) fn sources(&self, at: usize) -> Vec<ContainerSource<'_>> {
         let mut sources = Vec::new();
         if self.exit.is_some() {
             return sources;
         }
-        sources.push((Source::Answers(at), self.channel.answers(), PollFlags::IN));
-        if self.channel.has_waiting() {
-            sources.push((Source::Requests(at), self.channel.requests(), PollFlags::OUT));
+        for (part, fd, interest) in self.peer.sources() {
+            sources.push((Source::Peer(at, part), fd, interest));
         }
         if let Some(ended) = &self.ended {
             sources.push((Source::FirstProcess(at), ended.as_fd(), PollFlags::IN));
@@ -128,7 +132,7 @@ impl Container {
         let name = &self.plan.name;
         if self.exit.is_some() {
             Some(format!("container {name} has ended"))
-        } else if !self.channel.is_acknowledged() {
+        } else if !self.peer.is_acknowledged() {
             Some(format!("container {name} is still starting"))
         } else {
             None

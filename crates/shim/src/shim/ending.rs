@@ -12,6 +12,7 @@ use super::{DROPPED_EVENT_INTERVAL, Phase, Shim};
 use crate::clock;
 use crate::directory::Durability;
 use crate::end_reason::{Observation, Seen, decide};
+use crate::peer::Peer;
 use crate::stream::Purpose;
 
 /// How soon what failed (a full disk, a busy mount) is tried again.
@@ -22,13 +23,16 @@ const SIGKILL: i32 = 9;
 impl Shim {
     /// The first process of a container is gone: what it said before may still be in its FIFO.
     pub(super) fn first_process_gone(&mut self, at: usize) {
+        if matches!(self.containers[at].peer, Peer::Outside(_)) {
+            return self.image_gone(at);
+        }
         while self.containers[at].exit.is_none()
-            && self.containers[at].channel.read(&mut self.scratch)
+            && self.containers[at].peer.read_rest(&mut self.scratch)
         {
             self.take_messages(at);
         }
         // A guest that never answered this shim may have ended before it came, and told somebody who is gone.
-        let answered = !self.adopted || self.containers[at].channel.is_acknowledged();
+        let answered = !self.adopted || self.containers[at].peer.is_acknowledged();
         let seen = if answered { Seen::FirstProcessGone } else { Seen::Nobody };
         self.end_container(at, seen);
     }
@@ -108,7 +112,7 @@ impl Shim {
             }
             self.say_last_word(at);
             let container = &mut self.containers[at];
-            let _ = container.channel.send(MAIN, HostMessage::ExitAck);
+            let _ = container.peer.send(MAIN, HostMessage::ExitAck);
             // What cannot be killed now is killed when the sandbox is removed.
             let _ = self.engine.kill(at);
         }
@@ -182,7 +186,7 @@ impl Shim {
             let signal = self.containers[at].plan.stop_signal;
             if self.containers[at].exit.is_none() {
                 let request = SignalRequest { signal, everyone: false };
-                let _ = self.containers[at].channel.send(MAIN, HostMessage::Signal(request));
+                let _ = self.containers[at].peer.send(MAIN, HostMessage::Signal(request));
             }
         }
         let kill_at =

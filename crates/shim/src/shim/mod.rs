@@ -7,6 +7,7 @@ mod answers;
 mod begin;
 mod container;
 mod ending;
+mod needs;
 mod requests;
 mod takeover;
 
@@ -23,6 +24,7 @@ use crate::clock;
 use crate::conversation::{Conversation, Role};
 use crate::directory::Directory;
 use crate::engine::Engine;
+use crate::peer::Part;
 use crate::spawner::{Given, MakeEngine};
 use crate::stream::ConversationId;
 use container::Container;
@@ -81,8 +83,7 @@ struct Shim {
 enum Source {
     Listener,
     Conversation(ConversationId),
-    Answers(usize),
-    Requests(usize),
+    Peer(usize, Part),
     FirstProcess(usize),
 }
 
@@ -105,7 +106,13 @@ impl Shim {
                 self.handle(source, ready);
             }
             self.act_on_time();
-            self.move_streams();
+            loop {
+                self.fulfil_needs();
+                self.move_streams();
+                if !self.containers.iter().any(Container::has_messages) {
+                    break;
+                }
+            }
             self.sweep();
         }
     }
@@ -136,7 +143,7 @@ impl Shim {
             for (&id, one) in &self.conversations {
                 let congested = match one.role {
                     Role::Stream { container, .. } => {
-                        self.containers[container].channel.is_congested()
+                        self.containers[container].peer.is_congested()
                     }
                     _ => false,
                 };
@@ -186,8 +193,10 @@ impl Shim {
         match source {
             Source::Listener => self.accept(),
             Source::Conversation(id) => self.conversation_ready(id, ready),
-            Source::Answers(at) => self.read_answers(at),
-            Source::Requests(at) => self.containers[at].channel.flush(),
+            Source::Peer(at, part) => {
+                self.containers[at].peer.ready(part, &mut self.scratch);
+                self.take_messages(at);
+            }
             Source::FirstProcess(at) => self.first_process_gone(at),
         }
     }
@@ -257,7 +266,7 @@ impl Shim {
             for (&number, stream) in &mut container.streams {
                 let due = stream.credit_due(waiting);
                 if due > 0 && container.exit.is_none() {
-                    let _ = container.channel.send(number, HostMessage::Credit(due));
+                    let _ = container.peer.send(number, HostMessage::Credit(due));
                 }
             }
         }

@@ -156,7 +156,7 @@ impl Shim {
         }
         let number = self.directory.next_stream().map_err(|error| error.to_string())?;
         let container = &mut self.containers[at];
-        container.channel.send(number, message).map_err(|error| error.to_string())?;
+        container.peer.send(number, message).map_err(|error| error.to_string())?;
         let mut stream = Stream::new(purpose);
         stream.add_taker(id, true);
         container.streams.insert(number, stream);
@@ -220,10 +220,7 @@ impl Shim {
         }
         let container = &mut self.containers[at];
         container.signals_sent |= 1 << (request.signal - 1);
-        container
-            .channel
-            .send(MAIN, HostMessage::Signal(request))
-            .map_err(|error| error.to_string())
+        container.peer.send(MAIN, HostMessage::Signal(request)).map_err(|error| error.to_string())
     }
 
     /// What a client of a stream may send, with the stream's own number.
@@ -262,7 +259,7 @@ impl Shim {
             _ => return Served::Rubbish,
         }
         // It came in a frame, so it fits into one.
-        let _ = container.channel.send(number, message);
+        let _ = container.peer.send(number, message);
         Served::Done
     }
 
@@ -275,7 +272,7 @@ impl Shim {
             for (&number, stream) in &mut container.streams {
                 let left = stream.remove_taker(id) && stream.takers.is_empty();
                 if left && matches!(stream.purpose, Purpose::Process | Purpose::Transfer) {
-                    let _ = container.channel.send(number, HostMessage::Detach);
+                    let _ = container.peer.send(number, HostMessage::Detach);
                 }
             }
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use atoll_sys::process::ProcessIdentity;
 use atoll_wire::guest::{HelloAck, HostMessage, PROTOCOL_VERSION, Started};
 use atoll_wire::record::{ContainerRecord, EndRecord, ShimRecord};
+use atoll_wire::shim::Init;
 
 use super::Shim;
 use super::container::MAIN;
@@ -16,6 +17,7 @@ use crate::conversation::Role;
 use crate::directory::Durability;
 use crate::end_reason::Seen;
 use crate::log::Output;
+use crate::peer::Peer;
 use crate::stream::{Purpose, Stream};
 
 /// How long the first state after a takeover waits for guests to answer.
@@ -61,6 +63,9 @@ impl Shim {
                 Some(begun) => container.begun(begun),
                 None => gone.push(at),
             }
+            if container.plan.init == Init::Image {
+                self.resume_image(at);
+            }
         }
         // What can be asked is asked in the loop; what cannot is over.
         let _ = self.write_shim_record(Durability::Process);
@@ -89,7 +94,7 @@ impl Shim {
 
     /// Output that a guest wrote before it died without a shim: what of it cannot be placed with certainty is not used.
     fn read_rest(&mut self, at: usize) {
-        while self.containers[at].channel.read(&mut self.scratch) {
+        while self.containers[at].peer.read_rest(&mut self.scratch) {
             self.take_messages(at);
         }
     }
@@ -135,10 +140,10 @@ impl Shim {
                 exited = state.exited;
                 started = state.pid.map(|pid| Started { pid });
             } else if state.exited.is_some() {
-                let _ = container.channel.send(state.stream, HostMessage::ExitAck);
+                let _ = container.peer.send(state.stream, HostMessage::ExitAck);
             } else {
                 container.streams.insert(state.stream, Stream::taken_over(Purpose::Process));
-                let _ = container.channel.send(state.stream, HostMessage::Detach);
+                let _ = container.peer.send(state.stream, HostMessage::Detach);
             }
         }
         if let Some(started) = started {
@@ -149,28 +154,38 @@ impl Shim {
         }
     }
 
+    /// What its process wrote and nobody read is still in its FIFOs, and goes on in the log where that ends.
+    fn resume_image(&mut self, at: usize) {
+        let container = &mut self.containers[at];
+        let [stdout, stderr] =
+            [Output::Stdout, Output::Stderr].map(|one| container.log.taken_bytes(one));
+        if let Peer::Outside(outside) = &mut container.peer {
+            outside.go_on_from(stdout, stderr);
+        }
+        container.streams.insert(MAIN, Stream::new(Purpose::Main));
+        let pid = container.init.as_ref().map_or(0, |init| init.pid);
+        self.main_started(at, Started { pid });
+    }
+
     /// The earlier shim died between the start of the guest and the start of the command.
     fn finish_beginning(&mut self, at: usize, booted: bool) {
         if !booted {
             match self.engine.boot(at) {
                 Ok(boot) => {
-                    let _ = self.containers[at].channel.send(MAIN, HostMessage::Boot(boot));
+                    let _ = self.containers[at].peer.send(MAIN, HostMessage::Boot(boot));
                 }
                 Err(error) => return self.fail_launch(error.to_string()),
             }
         }
-        let container = &mut self.containers[at];
-        container.add_main_stream();
-        let start = HostMessage::Start(container.plan.process.clone());
-        if let Err(error) = container.channel.send(MAIN, start) {
-            self.fail_launch(error.to_string());
+        if let Err(error) = self.start_command(at) {
+            self.fail_launch(error);
         }
     }
 
     /// Tells subscribers of a takeover the state as soon as every guest has answered or ended.
     fn tell_state_when_known(&mut self) {
         let known = |container: &super::Container| {
-            container.exit.is_some() || container.channel.is_acknowledged()
+            container.exit.is_some() || container.peer.is_acknowledged()
         };
         if self.containers.iter().all(known) {
             self.tell_state();

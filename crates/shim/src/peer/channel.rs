@@ -8,8 +8,10 @@ use std::path::Path;
 
 use atoll_wire::frame::{Decoder, resync_padding};
 use atoll_wire::guest::{GuestMessage, Hello, HostMessage, MessageError, PROTOCOL_VERSION};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 
+use super::Part;
 use crate::directory::{DirectoryError, FifoEnd, make_fifo, open_fifo};
 use crate::engine::StandardStreams;
 use crate::out_buffer::OutBuffer;
@@ -20,6 +22,9 @@ const MAX_WAITING_BYTES: usize = 256 * 1024;
 /// The files' names in a container's directory.
 const REQUESTS: &str = "guest.in";
 const ANSWERS: &str = "guest.out";
+
+const ANSWERS_PART: Part = 0;
+const REQUESTS_PART: Part = 1;
 
 /// The host's end.
 #[derive(Debug)]
@@ -34,7 +39,7 @@ pub(crate) struct Channel {
 
 impl Channel {
     /// Makes the FIFOs where there are none, opens them and says Hello.
-    pub(crate) fn open(directory: &Path, taking_over: bool) -> Result<Self, DirectoryError> {
+    pub(super) fn open(directory: &Path, taking_over: bool) -> Result<Self, DirectoryError> {
         let [requests, answers] = [REQUESTS, ANSWERS].map(|name| directory.join(name));
         make_fifo(&requests)?;
         make_fifo(&answers)?;
@@ -56,7 +61,7 @@ impl Channel {
     }
 
     /// The guest's ends, for its start.
-    pub(crate) fn guest_streams(directory: &Path) -> Result<StandardStreams, DirectoryError> {
+    pub(super) fn guest_streams(directory: &Path) -> Result<StandardStreams, DirectoryError> {
         Ok(StandardStreams {
             input: open_fifo(&directory.join(REQUESTS), FifoEnd::Theirs)?,
             output: open_fifo(&directory.join(ANSWERS), FifoEnd::Theirs)?,
@@ -68,7 +73,7 @@ impl Channel {
     ///
     /// # Errors
     /// The message does not fit into a frame: nothing was sent.
-    pub(crate) fn send(&mut self, stream: u32, message: HostMessage) -> Result<(), MessageError> {
+    pub(super) fn send(&mut self, stream: u32, message: HostMessage) -> Result<(), MessageError> {
         let kind_error = |source| MessageError::TooLarge { kind: 0, source };
         self.out.push(&message.into_frame(stream)?).map_err(kind_error)?;
         self.flush();
@@ -76,36 +81,39 @@ impl Channel {
     }
 
     /// Writes what the guest's FIFO takes now.
-    pub(crate) fn flush(&mut self) {
+    fn flush(&mut self) {
         // A FIFO of which this process holds both ends has no other error than being full.
         let _ = self.out.write_to(self.requests.as_fd());
     }
 
     /// Whether so much waits for the guest that its clients must.
-    pub(crate) fn is_congested(&self) -> bool {
+    pub(super) fn is_congested(&self) -> bool {
         self.out.len() > MAX_WAITING_BYTES
     }
 
-    /// Whether something waits for the guest.
-    pub(crate) fn has_waiting(&self) -> bool {
-        !self.out.is_empty()
+    pub(super) fn sources(&self) -> Vec<(Part, BorrowedFd<'_>, PollFlags)> {
+        let mut sources = vec![(ANSWERS_PART, self.answers.as_fd(), PollFlags::IN)];
+        if !self.out.is_empty() {
+            sources.push((REQUESTS_PART, self.requests.as_fd(), PollFlags::OUT));
+        }
+        sources
     }
 
-    pub(crate) fn requests(&self) -> BorrowedFd<'_> {
-        self.requests.as_fd()
-    }
-
-    pub(crate) fn answers(&self) -> BorrowedFd<'_> {
-        self.answers.as_fd()
+    pub(super) fn ready(&mut self, part: Part, scratch: &mut [u8]) {
+        if part == REQUESTS_PART {
+            self.flush();
+        } else {
+            self.read(scratch);
+        }
     }
 
     /// Whether the guest has answered this shim.
-    pub(crate) fn is_acknowledged(&self) -> bool {
+    pub(super) fn is_acknowledged(&self) -> bool {
         self.acknowledged
     }
 
     /// Reads once. `false`: there is nothing more for now.
-    pub(crate) fn read(&mut self, scratch: &mut [u8]) -> bool {
+    pub(super) fn read(&mut self, scratch: &mut [u8]) -> bool {
         loop {
             match rustix::io::read(&self.answers, &mut *scratch) {
                 Ok(0) | Err(Errno::AGAIN) => return false,
@@ -120,7 +128,7 @@ impl Channel {
     }
 
     /// The next message that may be believed. Frames that are no messages are skipped: they harm nobody but who sent them.
-    pub(crate) fn next_message(&mut self) -> Option<(u32, GuestMessage)> {
+    pub(super) fn next_message(&mut self) -> Option<(u32, GuestMessage)> {
         while let Some(frame) = self.decoder.next_frame() {
             let stream = frame.stream;
             let Ok(message) = GuestMessage::from_frame(frame) else { continue };
@@ -141,9 +149,11 @@ impl Channel {
     }
 }
 
-fn open_null() -> Result<OwnedFd, DirectoryError> {
+/// What swallows everything and says nothing.
+pub(super) fn open_null() -> Result<OwnedFd, DirectoryError> {
     let path = Path::new("/dev/null");
     std::fs::OpenOptions::new()
+        .read(true)
         .write(true)
         .open(path)
         .map(OwnedFd::from)
