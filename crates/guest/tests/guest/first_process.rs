@@ -25,6 +25,11 @@ const FIRST_HOST_ID: u32 = 1_879_048_192;
 
 /// A guest in namespaces of its own, booted; `None` (and a word why) where this machine does not allow that.
 fn contained(test: &str, users: Users) -> Option<Host> {
+    contained_by(test, users, &[])
+}
+
+/// The same, with the guest started by another command in the namespaces.
+fn contained_by(test: &str, users: Users, starter: &[&str]) -> Option<Host> {
     if !rustix::process::getuid().is_root() {
         eprintln!("SKIPPED: {test}: needs root");
         return None;
@@ -42,16 +47,16 @@ fn contained(test: &str, users: Users) -> Option<Host> {
         };
         command = Command::new("nsenter");
         command.arg(format!("--user=/proc/{}/ns/user", namespace.holder.id())).arg("unshare");
-        let host = begin(&mut command, &program);
+        let host = begin(&mut command, starter, &program);
         drop(namespace);
         return Some(host);
     }
-    Some(begin(&mut command, &program))
+    Some(begin(&mut command, starter, &program))
 }
 
-fn begin(command: &mut Command, program: &Path) -> Host {
+fn begin(command: &mut Command, starter: &[&str], program: &Path) -> Host {
     command.args(["--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]);
-    let mut host = Host::begin(command.arg(program));
+    let mut host = Host::begin(command.args(starter).arg(program));
     host.hello(1);
     host.send(0, HostMessage::Boot(Boot { hostname: Some("island".into()), ..boot() }));
     host
@@ -106,7 +111,13 @@ fn attackers(test: &str, script: &str) -> Vec<(Host, ProcessSpec)> {
         (Users::Own, as_root(script)),
         (Users::Own, as_nobody(script)),
     ];
-    cases.into_iter().filter_map(|(users, spec)| Some((contained(test, users)?, spec))).collect()
+    let ordinary =
+        cases.into_iter().filter_map(|(users, spec)| Some((contained(test, users)?, spec)));
+    // The strongest: root with every capability that the guest itself has, where neither has CAP_SYS_PTRACE. Here only that the guest is
+    // not dumpable is left to protect it. (In the machine's own user namespace CAP_SYS_ADMIN would see through that: nobody gets it.)
+    let strongest = contained_by(test, Users::Own, &["setpriv", "--bounding-set=-sys_ptrace"])
+        .map(|host| (host, ProcessSpec { capabilities: u64::MAX, ..as_root(script) }));
+    ordinary.chain(strongest).collect()
 }
 
 #[test]

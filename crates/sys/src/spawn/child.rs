@@ -17,6 +17,9 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// Exit code of a process that did not come to execute its program; its parent knows why by the status pipe.
 const NOT_EXECUTED: i32 = 127;
 
+/// No descriptor has a greater number, and gVisor refuses to close further.
+const LAST_DESCRIPTOR: i32 = i32::MAX;
+
 type Outcome = Result<(), (Step, Errno)>;
 
 /// SOURCE: struct __user_cap_header_struct.
@@ -226,14 +229,14 @@ pub(super) fn take_standard_streams(standard: &[Raw; 3]) -> Outcome {
 fn inherit_nothing() {
     // SAFETY: sets a flag on descriptors.
     unsafe {
-        libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        libc::syscall(libc::SYS_close_range, 3, LAST_DESCRIPTOR, libc::CLOSE_RANGE_CLOEXEC);
     }
 }
 
 /// For a process that will not execute anything: other processes' pipes must not stay open in it.
 pub(super) fn close_all_others() -> Outcome {
     // SAFETY: the owners of these descriptors are in the parent's code, to which this process never returns.
-    check(Step::Descriptors, unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) })
+    check(Step::Descriptors, unsafe { libc::syscall(libc::SYS_close_range, 3, LAST_DESCRIPTOR, 0) })
 }
 
 pub(super) fn bound_address_space(bytes: u64) -> Outcome {

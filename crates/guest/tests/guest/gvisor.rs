@@ -1,0 +1,216 @@
+//! The guest as the first process of a gVisor sandbox: the kernel that is not Linux must keep the same promises.
+
+use std::path::Path;
+use std::process::Command;
+
+use atoll_sys::capabilities::{CapabilitySet, number};
+use atoll_wire::guest::*;
+
+use crate::support::*;
+
+/// A guest in a Sentry of its own, with this machine's files read-only.
+struct Sandbox {
+    host: Option<Host>,
+    id: String,
+    directory: tempfile::TempDir,
+}
+
+impl Sandbox {
+    fn new(test: &str) -> Option<Self> {
+        let usable = rustix::process::getuid().is_root()
+            && Command::new("runsc")
+                .arg("--version")
+                .output()
+                .is_ok_and(|output| output.status.success());
+        if !usable {
+            eprintln!("SKIPPED: {test}: needs root and runsc");
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let capabilities = ["SYS_ADMIN"]
+            .into_iter()
+            .filter_map(number)
+            .fold(CapabilitySet::container_default(), CapabilitySet::with)
+            .names();
+        let configuration = serde_json::json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "user": {"uid": 0, "gid": 0},
+                "args": [env!("CARGO_BIN_EXE_atoll-guest")],
+                "env": [],
+                "cwd": "/",
+                "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
+            },
+            "root": {"path": "/", "readonly": true},
+            "hostname": "before",
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+                {"destination": "/dev/pts", "type": "devpts", "source": "devpts"},
+                {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
+            ],
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"}]},
+        });
+        std::fs::write(directory.path().join("config.json"), configuration.to_string()).unwrap();
+        let id = format!("guest-{}-{test}", std::process::id());
+        let mut command = runsc(directory.path());
+        command.arg("run").arg("-bundle").arg(directory.path()).arg(&id);
+        let mut sandbox = Self { host: None, id, directory };
+        let mut host = Host::begin(&mut command);
+        host.hello(1);
+        host.send(
+            0,
+            HostMessage::Boot(Boot {
+                hostname: Some("island".into()),
+                pids_limit: Some(40),
+                ..boot()
+            }),
+        );
+        sandbox.host = Some(host);
+        Some(sandbox)
+    }
+
+    fn host(&mut self) -> &mut Host {
+        self.host.as_mut().expect("set by new")
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let _ = runsc(self.directory.path()).args(["kill", &self.id, "KILL"]).output();
+        self.host = None;
+        let _ = runsc(self.directory.path()).args(["delete", "-force", &self.id]).output();
+    }
+}
+
+fn runsc(directory: &Path) -> Command {
+    let mut command = Command::new("runsc");
+    command.arg("--root").arg(directory.join("root"));
+    command.args(["--platform=systrap", "--network=none", "--ignore-cgroups", "--host-uds=none"]);
+    command
+}
+
+fn as_root(script: &str) -> ProcessSpec {
+    ProcessSpec {
+        user: UserIds::default(),
+        capabilities: CapabilitySet::container_default().mask(),
+        ..shell(script)
+    }
+}
+
+fn as_nobody(script: &str) -> ProcessSpec {
+    ProcessSpec {
+        user: UserIds { uid: 65534, gid: 65534, supplementary_gids: vec![12] },
+        ..as_root(script)
+    }
+}
+
+#[test]
+fn everything_that_the_guest_does_works_in_gvisor() {
+    let Some(mut sandbox) = Sandbox::new("everything") else { return };
+    let host = sandbox.host();
+    let ran = host.run(1, as_nobody("cat /proc/sys/kernel/hostname; id -u; id -G; umask; grep -E 'Cap(Eff|Bnd)' /proc/self/status; exit 7"));
+    let expected = "island\n65534\n65534 12\n0022\nCapEff:\t0000000000000000\n";
+    assert!(
+        ran.text().starts_with(expected),
+        "{} {}",
+        ran.text(),
+        String::from_utf8_lossy(&ran.stderr)
+    );
+    assert_eq!(ran.code(), Some(7));
+    let ran = host.run(2, as_root("grep CapBnd /proc/self/status; ls /proc/self/fd | wc -l"));
+    let bounding = format!("CapBnd:\t{:016x}\n4\n", CapabilitySet::container_default().mask());
+    assert_eq!(ran.text(), bounding);
+    // Input, a terminal, orphans, failures, processes, a signal for everyone.
+    host.send(3, HostMessage::Exec(ProcessSpec { stdin: true, ..as_root("cat") }));
+    host.send(3, HostMessage::Stdin(b"through".to_vec()));
+    host.send(3, HostMessage::StdinEnd);
+    assert_eq!(host.follow(3).text(), "through");
+    let terminal = Some(TerminalSize { rows: 33, columns: 101 });
+    let ran = host.run(4, ProcessSpec { terminal, ..as_nobody("stty size; seq 1 3000") });
+    assert!(
+        ran.text().starts_with("33 101\r\n") && ran.text().ends_with("3000\r\n"),
+        "{}",
+        ran.text()
+    );
+    assert_eq!(
+        host.run(5, spec(&["no-such-program"])).failure.unwrap().kind,
+        StartFailureKind::NotFound
+    );
+    assert_eq!(host.run(6, as_root("(sleep 1000 &) & exit 0")).exited, Some(SUCCESS));
+    host.send(7, HostMessage::Exec(as_nobody("exec sleep 1000")));
+    assert!(matches!(host.event(7), GuestMessage::Started(_)));
+    host.send(8, HostMessage::ListProcesses);
+    let GuestMessage::Processes(processes) = host.event(8) else { panic!("no list") };
+    assert!(
+        processes.iter().any(|process| process.command.contains("sleep 1000") && process.uid == 65534),
+        "{processes:?}"
+    );
+    host.send(0, HostMessage::Signal(SignalRequest { signal: 9, everyone: true }));
+    assert_eq!(
+        host.event(7),
+        GuestMessage::Exited(Exited { code: None, signal: Some(9), pids_limit: false })
+    );
+    host.send(
+        9,
+        HostMessage::Download(TransferRequest {
+            path: "/etc/hostname".into(),
+            user: UserIds::default(),
+        }),
+    );
+    let ran = host.follow(9);
+    assert_eq!(ran.transferred.unwrap().error, None);
+    host.send(
+        10,
+        HostMessage::Upload(TransferRequest { path: "/tmp".into(), user: UserIds::default() }),
+    );
+    host.send(10, HostMessage::Stdin(ran.stdout));
+    host.send(10, HostMessage::StdinEnd);
+    assert_eq!(host.follow(10).transferred.unwrap().error, None);
+    assert_eq!(host.run(11, as_root("cmp /tmp/hostname /etc/hostname")).exited, Some(SUCCESS));
+    // A new host, and the end.
+    host.send(0, HostMessage::Start(as_root("exit 9")));
+    assert!(matches!(host.event(0), GuestMessage::Started(_)));
+    let ack = host.take_over(77);
+    let exited = ack.streams.first().and_then(|state| state.exited);
+    if exited.is_none() {
+        assert!(matches!(host.event(0), GuestMessage::Exited(Exited { code: Some(9), .. })));
+    }
+    host.send(0, HostMessage::ExitAck);
+    assert_eq!(host.guest.wait().unwrap().code(), Some(9));
+}
+
+#[test]
+fn the_guest_is_out_of_reach_in_gvisor() {
+    let Some(mut sandbox) = Sandbox::new("attacks") else { return };
+    let host = sandbox.host();
+    let script = r#"
+        for signal in 1 2 3 9 11 15 17 19 20; do kill -$signal 1; done 2>/dev/null
+        for path in environ mem maps smaps; do head -c 100 /proc/1/$path 2>/dev/null | grep -q . && echo OPEN $path; done
+        for number in 0 1 2 3 4; do
+            readlink /proc/1/fd/$number >/dev/null && echo OPEN link $number
+            (: < /proc/1/fd/$number) 2>/dev/null && echo OPEN read $number
+            (: > /proc/1/fd/$number) 2>/dev/null && echo OPEN write $number
+        done
+        perl -e 'for my $how (16, 0x4206) { print "TRACED\n" if syscall(101, $how, 1, 0, 0) == 0; }
+            my $buffer = "x" x 8; my $vec = pack("PQ", $buffer, 8); my $far = pack("QQ", 0x400000, 8);
+            print "READ\n" if syscall(310, 1, $vec, 1, $far, 1, 0) > 0;'
+        echo looked"#;
+    for (stream, spec) in (1..).zip([as_root(script), as_nobody(script)]) {
+        let ran = host.run(stream, spec);
+        assert_eq!(ran.text(), "looked\n", "{stream}: {}", String::from_utf8_lossy(&ran.stderr));
+    }
+    assert_eq!(host.run(100, as_root("echo well")).text(), "well\n");
+}
+
+#[test]
+fn a_workload_over_its_pids_limit_in_gvisor_is_ended_with_that_reason() {
+    let Some(mut sandbox) = Sandbox::new("pids") else { return };
+    let host = sandbox.host();
+    host.send(0, HostMessage::Start(as_root("for i in $(seq 1 60); do sleep 1000 & done; wait")));
+    assert!(matches!(host.event(0), GuestMessage::Started(_)));
+    let ended = Exited { code: None, signal: Some(9), pids_limit: true };
+    assert_eq!(host.event(0), GuestMessage::Exited(ended));
+    host.send(0, HostMessage::ExitAck);
+    assert_eq!(host.guest.wait().unwrap().code(), Some(137));
+}
