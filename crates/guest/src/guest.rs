@@ -16,6 +16,7 @@ use crate::channel::{Channel, diagnose};
 use crate::launch::{self, bad_request};
 use crate::output::Leftovers;
 use crate::processes;
+use crate::shield;
 use crate::stream::{MAIN_STREAM, Stream};
 use crate::transfer::{self, Direction};
 
@@ -31,7 +32,8 @@ const KILL: i32 = 9;
 /// What [`Boot`] has set.
 #[derive(Debug)]
 struct Booted {
-    filter: Option<Filter>,
+    filters: Vec<Filter>,
+    /// Where the guest itself has to count.
     pids_limit: Option<u64>,
 }
 
@@ -229,7 +231,7 @@ impl Guest {
             return diagnose(&format!("stream {number} is in use already"));
         }
         let launched = match self.admit() {
-            Ok(booted) => launch::launch(&spec, booted.filter.as_ref(), self.open_files),
+            Ok(booted) => launch::launch(&spec, &booted.filters, self.open_files),
             Err(failure) => Err(failure),
         };
         match launched {
@@ -248,9 +250,7 @@ impl Guest {
         let capabilities = self.capabilities.unwrap_or(0);
         let begun = self
             .admit()
-            .and_then(|booted| {
-                launch::identity(&request.user, capabilities, true, booted.filter.as_ref())
-            })
+            .and_then(|booted| launch::identity(&request.user, capabilities, true, &booted.filters))
             .map_err(|failure| failure.message)
             .and_then(|identity| transfer::begin(direction, request, &identity));
         match begun {
@@ -316,20 +316,19 @@ impl Guest {
 }
 
 fn prepare_boot(boot: &Boot) -> Result<Booted, String> {
-    let filter = if boot.seccomp_filter_base64.is_empty() {
-        None
-    } else {
+    let shield = shield::raise(boot.pids_limit)?;
+    let mut filters = shield.filters;
+    if !boot.seccomp_filter_base64.is_empty() {
         let bytes = base64::engine::general_purpose::STANDARD
             .decode(&boot.seccomp_filter_base64)
             .map_err(|error| format!("the system call filter is no base64: {error}"))?;
-        let filter = Filter::from_bytes(&bytes)
-            .ok_or("the system call filter is no array of sock_filter")?;
-        Some(filter)
-    };
+        let filter = Filter::from_bytes(&bytes);
+        filters.push(filter.ok_or("the system call filter is no array of sock_filter")?);
+    }
     if let Some(hostname) = &boot.hostname {
         set_hostname(hostname)?;
     }
-    Ok(Booted { filter, pids_limit: boot.pids_limit })
+    Ok(Booted { filters, pids_limit: boot.pids_limit.filter(|_| !shield.limits_processes) })
 }
 
 /// Sets the hostname; one that is in force already needs no right to set it.

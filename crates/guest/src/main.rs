@@ -10,7 +10,7 @@
 //!
 //! Capabilities that the guest itself uses: SETUID, SETGID, SETPCAP (to become the user with less), KILL (signals across users), CHOWN
 //! (a user's own pipes and terminal), DAC_OVERRIDE (making a working directory), SYS_ADMIN (hostname, over its own user
-//! namespace only). A workload gets what its [`ProcessSpec`](atoll_wire::guest::ProcessSpec) names, at exec.
+//! namespace only; in gVisor also to cover files, see [`shield`]). A workload gets what its [`ProcessSpec`](atoll_wire::guest::ProcessSpec) names, at exec.
 
 mod archive;
 mod channel;
@@ -19,6 +19,7 @@ mod input;
 mod launch;
 mod output;
 mod processes;
+mod shield;
 mod stream;
 mod terminal;
 mod transfer;

@@ -5,16 +5,18 @@
 //! user could otherwise stop the child in that moment, and the caller with it. Never inherits a descriptor or a signal disposition.
 
 mod child;
+mod guard;
 
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
-/// A system call filter, ready to be put in force by a process just forked.
+/// A system call filter, ready to be put in force by a process just forked. Copies share it.
 #[derive(Clone)]
-pub struct Filter(Vec<libc::sock_filter>);
+pub struct Filter(Arc<[libc::sock_filter]>);
 
 /// Most instructions that the kernel takes. SOURCE: BPF_MAXINSNS in include/uapi/linux/bpf_common.h.
 const MAX_FILTER_INSTRUCTIONS: usize = 4096;
@@ -62,8 +64,8 @@ pub struct Identity {
     pub capabilities: u64,
     /// Set no_new_privs.
     pub no_new_privileges: bool,
-    /// The filter to put in force last of all.
-    pub filter: Option<Filter>,
+    /// The filters to put in force last of all, in this order: a call must pass all of them.
+    pub filters: Vec<Filter>,
 }
 
 /// A program to start.

@@ -48,6 +48,8 @@ impl Sandbox {
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
                 {"destination": "/dev/pts", "type": "devpts", "source": "devpts"},
                 {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
+                {"destination": "/sys", "type": "sysfs", "source": "sysfs"},
+                {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"},
             ],
             "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"}]},
         });
@@ -143,7 +145,9 @@ fn everything_that_the_guest_does_works_in_gvisor() {
     host.send(8, HostMessage::ListProcesses);
     let GuestMessage::Processes(processes) = host.event(8) else { panic!("no list") };
     assert!(
-        processes.iter().any(|process| process.command.contains("sleep 1000") && process.uid == 65534),
+        processes
+            .iter()
+            .any(|process| process.command.contains("sleep 1000") && process.uid == 65534),
         "{processes:?}"
     );
     host.send(0, HostMessage::Signal(SignalRequest { signal: 9, everyone: true }));
@@ -174,6 +178,7 @@ fn everything_that_the_guest_does_works_in_gvisor() {
     let ack = host.take_over(77);
     let exited = ack.streams.first().and_then(|state| state.exited);
     if exited.is_none() {
+        assert_eq!(host.event(0), GuestMessage::Credit(INITIAL_STDIN_WINDOW_BYTES));
         assert!(matches!(host.event(0), GuestMessage::Exited(Exited { code: Some(9), .. })));
     }
     host.send(0, HostMessage::ExitAck);
@@ -185,16 +190,26 @@ fn the_guest_is_out_of_reach_in_gvisor() {
     let Some(mut sandbox) = Sandbox::new("attacks") else { return };
     let host = sandbox.host();
     let script = r#"
-        for signal in 1 2 3 9 11 15 17 19 20; do kill -$signal 1; done 2>/dev/null
-        for path in environ mem maps smaps; do head -c 100 /proc/1/$path 2>/dev/null | grep -q . && echo OPEN $path; done
-        for number in 0 1 2 3 4; do
-            readlink /proc/1/fd/$number >/dev/null && echo OPEN link $number
-            (: < /proc/1/fd/$number) 2>/dev/null && echo OPEN read $number
-            (: > /proc/1/fd/$number) 2>/dev/null && echo OPEN write $number
+        for path in mem; do head -c 100 /proc/1/$path 2>/dev/null | grep -q . && echo OPEN $path; done
+        for number in /proc/1/fd/* /proc/1/task/1/fd/*; do
+            readlink $number >/dev/null && echo OPEN link $number
+            (: < $number) 2>/dev/null && echo OPEN read $number
+            (: > $number) 2>/dev/null && echo OPEN write $number
         done
-        perl -e 'for my $how (16, 0x4206) { print "TRACED\n" if syscall(101, $how, 1, 0, 0) == 0; }
+        umount /proc/1/fd 2>/dev/null && echo UNCOVERED
+        mount -t proc proc /tmp 2>/dev/null && echo ANOTHER PROC
+        ls /sys/fs/cgroup
+        perl -e 'use Fcntl;
+            for my $how (16, 0x4206) { print "TRACED\n" if syscall(101, $how, 1, 0, 0) == 0; }
             my $buffer = "x" x 8; my $vec = pack("PQ", $buffer, 8); my $far = pack("QQ", 0x400000, 8);
-            print "READ\n" if syscall(310, 1, $vec, 1, $far, 1, 0) > 0;'
+            print "READ\n" if syscall(310, 1, $vec, 1, $far, 1, 0) > 0;
+            for my $signal (1..64) {
+                syscall(62, 1, $signal); syscall(200, 1, $signal); syscall(234, 1, 1, $signal); syscall(62, 4294967296 + 1, $signal);
+                my $info = pack("llllllQQ", $signal, 0, -1, 0, 0, 0, 0, 0) . ("\0" x 88);
+                syscall(129, 1, $signal, $info); syscall(297, 1, 1, $signal, $info);
+                pipe(R, W); fcntl(R, F_SETOWN, 1); fcntl(R, 10, $signal); fcntl(R, F_SETFL, O_ASYNC | O_NONBLOCK); syswrite(W, "x");
+            }
+            if (!fork()) { if (syscall(56, 9, 0, 0, 0, 0) == 0) { select(undef, undef, undef, 0.1) } exit 0 } wait;'
         echo looked"#;
     for (stream, spec) in (1..).zip([as_root(script), as_nobody(script)]) {
         let ran = host.run(stream, spec);
@@ -204,13 +219,22 @@ fn the_guest_is_out_of_reach_in_gvisor() {
 }
 
 #[test]
-fn a_workload_over_its_pids_limit_in_gvisor_is_ended_with_that_reason() {
+fn a_workload_at_its_pids_limit_in_gvisor_is_told_to_try_again() {
     let Some(mut sandbox) = Sandbox::new("pids") else { return };
     let host = sandbox.host();
-    host.send(0, HostMessage::Start(as_root("for i in $(seq 1 60); do sleep 1000 & done; wait")));
-    assert!(matches!(host.event(0), GuestMessage::Started(_)));
-    let ended = Exited { code: None, signal: Some(9), pids_limit: true };
-    assert_eq!(host.event(0), GuestMessage::Exited(ended));
-    host.send(0, HostMessage::ExitAck);
-    assert_eq!(host.guest.wait().unwrap().code(), Some(137));
+    let script = r#"$| = 1; my $made = 0; for (1..60) { my $pid = fork(); if (!defined $pid) { print "refused after $made: $!\n"; last }
+        if (!$pid) { sleep 1000; exit } $made++ } kill 9, -$$;"#;
+    let ran = host.run(
+        1,
+        ProcessSpec { args: vec!["perl".into(), "-e".into(), script.into()], ..as_root("") },
+    );
+    // Of the 40 one is perl itself. gVisor's count is behind by a few when many begin at once.
+    let made = ran
+        .text()
+        .strip_prefix("refused after ")
+        .and_then(|text| text.split_once(": Resource temporarily"));
+    let made: u32 =
+        made.and_then(|(made, _)| made.parse().ok()).unwrap_or_else(|| panic!("{}", ran.text()));
+    assert!((39..=50).contains(&made), "{made}");
+    assert_eq!(host.run(2, as_root("echo well")).text(), "well\n");
 }

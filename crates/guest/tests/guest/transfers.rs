@@ -48,8 +48,11 @@ fn download(host: &mut Host, stream: u32, path: &Path, user: UserIds) -> (Vec<u8
     (ran.stdout, ran.transferred.unwrap().error)
 }
 
+/// Name, kind, link's target, claimed size, data.
+type Entry<'a> = (&'a str, tar::EntryType, &'a str, u64, &'a [u8]);
+
 /// A tar with entries made by hand: header fields as a hostile client would write them.
-fn hostile(entries: &[(&str, tar::EntryType, &str, u64, &[u8])]) -> Vec<u8> {
+fn hostile(entries: &[Entry]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, kind, link, size, data) in entries {
         let mut header = tar::Header::new_gnu();
@@ -148,7 +151,7 @@ fn a_hostile_tar_stays_beneath_its_directory() {
     fs::create_dir(&outside).unwrap();
     let outside_name = outside.to_str().unwrap();
     use tar::EntryType as E;
-    let cases: [&[(&str, E, &str, u64, &[u8])]; 6] = [
+    let cases: [&[Entry]; 6] = [
         &[("../outside/a", E::Regular, "", 1, b"x")],
         &[("l", E::Symlink, outside_name, 0, b""), ("l/b", E::Regular, "", 1, b"x")],
         &[("m", E::Symlink, "../outside", 0, b""), ("m/c", E::Regular, "", 1, b"x")],

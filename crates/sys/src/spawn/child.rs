@@ -60,10 +60,8 @@ impl<'a> IdentityPlan<'a> {
     /// Becomes the user, with its capabilities. A filter that may only be installed by the privileged is installed before.
     pub(super) fn take_on(&self) -> Outcome {
         let failed = Step::Identity;
-        if !self.identity.no_new_privileges
-            && let Some(filter) = &self.identity.filter
-        {
-            install(filter)?;
+        if !self.identity.no_new_privileges {
+            self.install_filters()?;
         }
         for number in &self.dropped {
             // SAFETY: takes numbers only.
@@ -77,6 +75,10 @@ impl<'a> IdentityPlan<'a> {
             libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
         }
         self.set_capabilities()
+    }
+
+    fn install_filters(&self) -> Outcome {
+        self.identity.filters.iter().try_for_each(install)
     }
 
     /// By bare system calls: the C library's functions speak with other threads, which a forked process does not have.
@@ -114,7 +116,7 @@ impl<'a> IdentityPlan<'a> {
         }
         // SAFETY: takes numbers only.
         check(Step::Filter, unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
-        self.identity.filter.as_ref().map_or(Ok(()), install)
+        self.install_filters()
     }
 }
 

@@ -22,7 +22,7 @@ fn program(args: &[&str]) -> Program {
             supplementary_gids: Vec::new(),
             capabilities: u64::MAX,
             no_new_privileges: true,
-            filter: None,
+            filters: Vec::new(),
         },
         umask: 0o027,
         oom_score_adj: 0,
@@ -43,7 +43,6 @@ fn run(program: &Program) -> (Progress, Exit, String) {
     (starting.progress(), exit, output)
 }
 
-#[expect(clippy::print_stderr, reason = "a test that cannot run says so")]
 fn skipped(test: &str) -> bool {
     let root = rustix::process::getuid().is_root();
     if !root {
@@ -128,7 +127,7 @@ fn another_user_has_its_groups_and_no_capability_that_is_in_force() {
         supplementary_gids: vec![7, 9],
         capabilities: 0b101,
         no_new_privileges: true,
-        filter: None,
+        filters: Vec::new(),
     };
     let mut names = vec!["Uid:", "Gid:", "Groups:"];
     names.extend(CAPABILITY_LINES);
@@ -161,13 +160,13 @@ fn root_has_the_capabilities_it_was_given_and_no_other() {
 #[test]
 fn a_filter_is_in_force_before_the_program() {
     let filter = Filter::from_bytes(crate::seccomp::container_filter().unwrap()).unwrap();
-    let identity = Identity { filter: Some(filter), ..program(&["x"]).identity };
+    let identity = Identity { filters: vec![filter], ..program(&["x"]).identity };
     assert_eq!(status_lines(identity, &["Seccomp:", "NoNewPrivs:"]), ["2", "1"]);
     assert!(Filter::from_bytes(&[]).is_none());
     assert!(Filter::from_bytes(&[0; 9]).is_none());
     // BPF that never returns: the kernel refuses it, and so the program is not started.
     let broken = Filter::from_bytes(&[0; 8]).unwrap();
-    let identity = Identity { filter: Some(broken), ..program(&["x"]).identity };
+    let identity = Identity { filters: vec![broken], ..program(&["x"]).identity };
     let (progress, ..) = run(&Program { identity, ..program(&["/bin/true"]) });
     let failure = StartError { step: Step::Filter, source: Errno::INVAL };
     assert_eq!(progress, Progress::Failed(failure));
@@ -192,4 +191,29 @@ fn a_helper_is_refused_where_other_threads_hold_locks() {
     let refused =
         start_helper(&identity, [null.as_fd(), null.as_fd(), null.as_fd()], 1 << 26, || 0);
     assert_eq!(refused.unwrap_err().source, Errno::BUSY, "a test runs beside the main thread");
+}
+
+#[test]
+fn a_guard_lets_all_signals_through_but_the_two_that_cannot_be_blocked() {
+    // The guarded one here is a process of the test's own.
+    let null = File::open("/dev/null").unwrap();
+    let sleeper =
+        start(&program(&["/bin/sleep", "100"]), [null.as_fd(), null.as_fd(), null.as_fd()])
+            .unwrap();
+    let guard = Filter::guarding(sleeper.pid());
+    let guarded = |script: &str| {
+        let identity = Identity { filters: vec![guard.clone()], ..program(&["x"]).identity };
+        run(&Program { identity, ..program(&["/bin/sh", "-c", script]) })
+    };
+    let pid = sleeper.pid();
+    let (progress, exit, output) =
+        guarded(&format!("kill -9 {pid} && kill -STOP {pid} && kill -0 {pid} && echo sent"));
+    assert_eq!((progress, exit, output.as_str()), (Progress::Executed, Exit::Code(0), "sent\n"));
+    assert_eq!(reap(pid, Wait::Now).unwrap(), None, "it lives");
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    assert!(!state.contains(") T "), "and was not stopped: {state}");
+    let (_, exit, _) = guarded("sleep 100 & kill -9 $!; wait $!");
+    assert_eq!(exit, Exit::Code(137), "others are not guarded");
+    guarded(&format!("kill -15 {pid}"));
+    assert_eq!(reap(pid, Wait::Block).unwrap(), Some(Exit::Signal(15)));
 }

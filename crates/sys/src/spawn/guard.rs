@@ -1,0 +1,85 @@
+//! A filter that keeps the two signals which nobody can block from one process.
+//!
+//! Linux keeps them from the first process of a pid namespace by itself. Kernels that do not (gVisor) let root inside kill or stop it:
+//! under this filter such a signal is said to have been sent, as Linux says, and is not.
+
+use super::Filter;
+
+/// SOURCE: include/uapi/linux/bpf_common.h and seccomp.h.
+const LOAD_WORD: u16 = 0x20;
+const JUMP_IF_EQUAL: u16 = 0x15;
+const ANSWER: u16 = 0x06;
+const ALLOW: u32 = 0x7fff_0000;
+/// The call is not made; its caller sees this error number, where 0 is success.
+const REFUSE: u32 = 0x0005_0000;
+/// SOURCE: include/uapi/asm-generic/fcntl.h.
+const F_SETSIG: u32 = 10;
+
+const KILL: u32 = libc::SIGKILL.cast_unsigned();
+const STOP: u32 = libc::SIGSTOP.cast_unsigned();
+
+/// Where the low half of an argument stands in `struct seccomp_data` (little-endian). The upper half is nothing to these calls.
+const fn argument(number: u32) -> u32 {
+    16 + 8 * number
+}
+
+const fn load(offset: u32) -> libc::sock_filter {
+    libc::sock_filter { code: LOAD_WORD, jt: 0, jf: 0, k: offset }
+}
+
+/// Skips so many instructions when equal, or when not.
+const fn if_equal(value: u32, equal: u8, other: u8) -> libc::sock_filter {
+    libc::sock_filter { code: JUMP_IF_EQUAL, jt: equal, jf: other, k: value }
+}
+
+const fn answer(value: u32) -> libc::sock_filter {
+    libc::sock_filter { code: ANSWER, jt: 0, jf: 0, k: value }
+}
+
+/// Continues when the loaded number is that of the system call; else skips the block behind it.
+fn if_call(number: libc::c_long, block: u8) -> libc::sock_filter {
+    if_equal(u32::try_from(number).unwrap_or(u32::MAX), 0, block)
+}
+
+impl Filter {
+    /// Keeps SIGKILL and SIGSTOP from the process of that number (and its first thread), by whatever call names it. All other calls
+    /// pass.
+    #[must_use]
+    pub fn guarding(pid: i32) -> Self {
+        let mut program = Vec::new();
+        // Target and signal by the place of their arguments.
+        let calls = [
+            (libc::SYS_kill, 0, 1),
+            (libc::SYS_tkill, 0, 1),
+            (libc::SYS_rt_sigqueueinfo, 0, 1),
+            (libc::SYS_tgkill, 1, 2),
+            (libc::SYS_rt_tgsigqueueinfo, 1, 2),
+        ];
+        for (call, target, signal) in calls {
+            program.extend([
+                load(0),
+                if_call(call, 7),
+                load(argument(target)),
+                if_equal(pid.cast_unsigned(), 0, 4),
+                load(argument(signal)),
+                if_equal(KILL, 1, 0),
+                if_equal(STOP, 0, 1),
+                answer(REFUSE),
+                answer(ALLOW),
+            ]);
+        }
+        // A descriptor that signals its owner when something comes: the owner may be anyone.
+        program.extend([
+            load(0),
+            if_call(libc::SYS_fcntl, 6),
+            load(argument(1)),
+            if_equal(F_SETSIG, 0, 4),
+            load(argument(2)),
+            if_equal(KILL, 1, 0),
+            if_equal(STOP, 0, 1),
+            answer(REFUSE | libc::EINVAL.cast_unsigned()),
+            answer(ALLOW),
+        ]);
+        Self(program.into())
+    }
+}
