@@ -111,6 +111,7 @@ pub struct VolumeSpec {
     /// Its name.
     pub name: String,
     /// Its size, a quantity.
+    #[serde(deserialize_with = "needed_quantity")]
     pub ephemeral_storage: String,
 }
 
@@ -203,13 +204,13 @@ pub struct VolumeMountSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ResourceSpec {
     /// CPUs; 1 when left out (atoll).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "quantity")]
     pub cpu: Option<String>,
     /// Bytes of memory; 512Mi when left out (atoll).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "quantity")]
     pub memory: Option<String>,
     /// Bytes of disk for root, /tmp and logs; 128Mi when left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "quantity")]
     pub ephemeral_storage: Option<String>,
     /// Processes and threads; 128 when left out (atoll; sandboxd-o has 128 fixed).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -236,6 +237,24 @@ pub struct ProbeSpec {
     pub success_threshold: i64,
     /// At least 1.
     pub failure_threshold: i64,
+}
+
+/// A quantity as text; YAML writers leave out the quotes, so a number is taken for its text. SOURCE: Kubernetes takes both.
+fn quantity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a quantity such as \"500m\", \"64Mi\" or 2")]
+    enum Written {
+        Text(String),
+        Number(serde_json::Number),
+    }
+    Ok(Option::<Written>::deserialize(deserializer)?.map(|written| match written {
+        Written::Text(text) => text,
+        Written::Number(number) => number.to_string(),
+    }))
+}
+
+fn needed_quantity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    quantity(deserializer)?.ok_or_else(|| serde::de::Error::custom("must not be null"))
 }
 
 #[allow(
