@@ -59,9 +59,10 @@ impl ImageRoot {
         }
         .map_err(|errno| refused(path, errno))?;
         if links == Links::FollowInside {
+            let named = ["/proc", "/sys"].into_iter().any(|place| is_below(path, place));
             let magic = mount::file_system_magic(&directory)
                 .failed(|| format!("look at {path} in the image"))?;
-            if KERNEL_FILE_SYSTEMS.contains(&magic) {
+            if named || KERNEL_FILE_SYSTEMS.contains(&magic) {
                 return Err(EngineError::new(
                     format!("mount at {path}"),
                     "the path leads into a file system of the kernel: choose another path",
@@ -151,6 +152,10 @@ impl ImageRoot {
         };
         write().failed(|| format!("write {directory}/{name} in the image"))
     }
+}
+
+fn is_below(path: &str, place: &str) -> bool {
+    path.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {

@@ -40,7 +40,7 @@ impl ContainerEngine {
             let known = record.containers.iter().find(|container| container.name == plan.name);
             let init = known.map(|container| identity(&container.init));
             let pidfd = match &init {
-                Some(init) => init.open().failed(|| format!("find process {}", init.pid))?,
+                Some(init) => open_running(init)?,
                 None => None,
             };
             let Some(slot) = self.containers.get_mut(number) else { continue };
@@ -131,6 +131,14 @@ fn await_end(
     }
     reap_if_ours(process);
     Ok(())
+}
+
+/// A process that still runs; one that has ended but is not reaped tells nothing to who is not its parent.
+fn open_running(process: &ProcessIdentity) -> Result<Option<OwnedFd>, EngineError> {
+    let step = || format!("find process {}", process.pid);
+    let pidfd = process.open().failed(step)?;
+    let running = process.state().failed(step)? == ProcessState::Running;
+    Ok(pidfd.filter(|_| running))
 }
 
 /// Reaps exactly this process when it is a zombie child; a number that is another's by now is left alone.

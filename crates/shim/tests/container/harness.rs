@@ -16,9 +16,9 @@ use atoll_wire::shim::{
 };
 
 /// Programs of busybox that the image has.
-const APPLETS: [&str; 20] = [
+const APPLETS: [&str; 21] = [
     "cat", "chmod", "cp", "dd", "echo", "grep", "head", "hostname", "id", "ln", "ls", "mkdir",
-    "mount", "ps", "rm", "sh", "sleep", "stat", "touch", "true",
+    "mount", "ps", "rm", "sh", "sleep", "stat", "touch", "true", "wc",
 ];
 /// First id of the tests' range: nobody else's on a machine that follows the customs for subordinate ids.
 const FIRST_HOST_ID: u32 = 700_000_000;
@@ -179,6 +179,11 @@ impl Prepared {
 
     /// Begins the only container, waits for its end and gives what it wrote.
     pub(crate) fn run(self) -> Ended {
+        self.run_keeping(|_| ())
+    }
+
+    /// [`run`](Self::run), with a look at the test's directory before it is gone.
+    pub(crate) fn run_keeping(self, look: impl FnOnce(&Path)) -> Ended {
         let mut sandbox = self.start();
         sandbox.ok("prepare");
         sandbox.ok("begin 0");
@@ -187,16 +192,23 @@ impl Prepared {
         let output = sandbox.output("0");
         sandbox.ok("remove");
         sandbox.assert_nothing_left();
+        look(sandbox.prepared.directory.path());
         Ended { output, evidence }
     }
 
     /// Tries to begin the only container and gives the reason why not.
     pub(crate) fn refusal(self) -> String {
+        self.refusal_keeping(|_| ())
+    }
+
+    /// [`refusal`](Self::refusal), with a look at the test's directory before it is gone.
+    pub(crate) fn refusal_keeping(self, look: impl FnOnce(&Path)) -> String {
         let mut sandbox = self.start();
         let answer = sandbox.command("prepare");
         let answer = if answer.starts_with("ok") { sandbox.command("begin 0") } else { answer };
         sandbox.ok("remove");
         sandbox.assert_nothing_left();
+        look(sandbox.prepared.directory.path());
         answer.strip_prefix("error ").expect("it must be refused").to_owned()
     }
 }

@@ -5,6 +5,7 @@
 //   probe spawn N     starts N processes that stay; prints how many it got and the errno that stopped it
 //   probe shm BYTES   fills a file in /dev/shm; prints the errno that stopped it, or 0
 //   probe fds         prints every open descriptor but the one it reads them with
+//   probe rights PATH prints the effective ids and the errno of opening PATH (0: it worked)
 //   probe spin MS     uses so much CPU time in milliseconds
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -164,6 +165,8 @@ int main(int argc, char **argv) {
         shm(number);
     else if (!strcmp(what, "fds"))
         fds();
+    else if (!strcmp(what, "rights"))
+        printf("euid %d egid %d\n", geteuid(), getegid()), TRY("open", open(argc > 2 ? argv[2] : "/", O_RDONLY));
     else if (!strcmp(what, "spin"))
         spin(number);
     else
