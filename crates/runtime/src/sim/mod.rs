@@ -1,6 +1,6 @@
 //! Class `sim`: a model of a node in memory, for tests and scale. It isolates nothing and starts nothing.
 //!
-//! Owns a tiny model of processes (`true`, `false`, `exit N`, `sleep SECONDS`, `echo`, `cat`, `env`, `kill-self N`, `exhaust-memory`,
+//! Owns a tiny model of processes (`true`, `false`, `exit N`, `sleep SECONDS`, `echo`, `cat`, `env`, `kill -N $$`, `exhaust-memory`,
 //! `sh -c` with these; anything else is not found), latency and faults on demand. What a real host keeps while a server restarts is in
 //! [`SimHost`]: hand it to the next [`SimRuntime`]. Uploads are kept as they came and given back by a download of the same path.
 

@@ -1,0 +1,116 @@
+//! Limits hold, and what ends a container because of one says so.
+
+use std::time::Duration;
+
+use atoll_runtime::RuntimeClass;
+use atoll_wire::log::{LogRecord, LogStream};
+use atoll_wire::record::ExitReason;
+use atoll_wire::shim::ShimEvent;
+
+use crate::bench::{Bench, MIB, command};
+
+pub(crate) async fn memory_limit(bench: &mut Bench) {
+    let mut plan = bench.plan("");
+    plan.containers[0].limits.memory_bytes = 64 * MIB;
+    // Keeps a line that never ends.
+    plan.containers[0].process = command(&["tail", "/dev/zero"]);
+    let mut running = bench.launch(plan).await;
+    let exit = running.exit("main").await;
+    assert_eq!(exit.reason, ExitReason::OutOfMemory, "{exit:?}");
+    running.ended().await;
+}
+
+pub(crate) async fn cpu_limit(bench: &mut Bench) {
+    let mut plan = bench.plan("sleep 1000");
+    plan.containers[0].limits.cpu_millis = 200;
+    let mut running = bench.launch(plan).await;
+    running.started("main").await;
+    let busy = "(while :; do :; done) & (while :; do :; done) & sleep 2; kill -9 $! %1 2>/dev/null; exit 0";
+    let group = bench.cgroups().unwrap().find(&running.uid, None).unwrap();
+    let used = || group.stats().unwrap().cpu_usage_usec;
+    let (before, begun) = (used(), std::time::Instant::now());
+    running.script(busy).await;
+    let (after, took) = (used(), begun.elapsed());
+    let share = (after - before) as f64 / took.as_micros() as f64;
+    // Two loops would use two cores; a quota period may be overrun at both ends.
+    assert!(share < 0.4, "used {share:.2} cores, where 0.2 are allowed");
+    assert!(share > 0.05, "used {share:.2} cores: the loops did not run");
+}
+
+pub(crate) async fn pids_limit(bench: &mut Bench) {
+    let mut plan = bench.plan("sleep 1000");
+    plan.containers[0].limits.pids = 30;
+    let mut running = bench.launch(plan).await;
+    running.started("main").await;
+    let bomb = "i=0; while [ $i -lt 100 ]; do sleep 20 & i=$((i+1)); done 2>/dev/null; echo made; exit 0";
+    let outcome = running.script(bomb).await;
+    // EAGAIN for the shell, or an end with its reason.
+    let told = outcome.exited.is_some_and(|exited| exited.pids_limit || exited.code != Some(0));
+    let ended = running.seen.iter().any(|event| {
+        matches!(event, ShimEvent::Exited { exit } if exit.reason == ExitReason::PidsLimit)
+    });
+    let bounded = match running.sandbox.processes("main").await {
+        Ok(processes) => processes.len() <= 31,
+        Err(_) => running.exit("main").await.reason == ExitReason::PidsLimit,
+    };
+    assert!(told || ended || bounded, "100 processes with a limit of 30: {outcome:?}");
+    assert!(bounded, "more than 30 processes live");
+}
+
+pub(crate) async fn disk_limit(bench: &mut Bench) {
+    let mut plan = bench.plan("sleep 1000");
+    // Less memory than disk: what is written must not be charged to it.
+    plan.containers[0].disk_bytes = 128 * MIB;
+    plan.containers[0].limits.memory_bytes = 64 * MIB;
+    let mut running = bench.launch(plan).await;
+    running.started("main").await;
+    let fits = running.script("dd if=/dev/zero of=/big bs=1M count=90 && stat -c %s /big").await;
+    assert_eq!(fits.text(), "94371840\n", "{}", fits.errors());
+    let full = running.script("dd if=/dev/zero of=/tmp/more bs=1M count=90").await;
+    assert_ne!(full.code(), Some(0), "root and /tmp share one disk of 128 MiB");
+    assert!(full.errors().contains("No space left"), "{}", full.errors());
+    let after = running.script("rm /big /tmp/more && echo room > /again && cat /again").await;
+    assert_eq!(after.text(), "room\n", "a full disk harms nobody: {}", after.errors());
+}
+
+pub(crate) async fn shm_limit(bench: &mut Bench) {
+    let running = bench.start("sleep 1000").await;
+    let fits = running.script("dd if=/dev/zero of=/dev/shm/a bs=1M count=3").await;
+    assert_eq!(fits.code(), Some(0), "{}", fits.errors());
+    let large = running.script("dd if=/dev/zero of=/dev/shm/b bs=1M count=8").await;
+    assert_ne!(large.code(), Some(0), "/dev/shm has 4 MiB");
+    assert!(large.errors().contains("No space left"), "{}", large.errors());
+}
+
+pub(crate) async fn log_limit(bench: &mut Bench) {
+    let lines = if bench.class == RuntimeClass::Gvisor { 60_000 } else { 100_000 };
+    let mut plan = bench.plan(&format!("seq 1 {lines}; echo last; sleep 1000"));
+    plan.containers[0].log_bytes = 256 * 1024;
+    let mut running = bench.launch(plan).await;
+    running.started("main").await;
+    let path = running.sandbox.log_path("main").unwrap();
+    let deadline = std::time::Instant::now() + crate::bench::PATIENCE;
+    let records = loop {
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        let records: Vec<LogRecord> =
+            bytes.split(|byte| *byte == b'\n').filter_map(LogRecord::parse).collect();
+        if records.iter().any(|record| record.text == b"last") {
+            break records;
+        }
+        assert!(std::time::Instant::now() < deadline, "the last line never came");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(records.iter().all(|record| record.stream != LogStream::Stderr));
+    let older = path.with_extension("log.1");
+    let size = |path: &std::path::Path| std::fs::metadata(path).map_or(0, |found| found.len());
+    let kept = size(&path) + size(&older);
+    assert!(kept <= 256 * 1024, "{kept} bytes are kept of 256 KiB");
+    assert!(kept > 64 * 1024, "{kept} bytes are all that is kept");
+    running.sandbox.stop(0).await.unwrap();
+    running.ended().await;
+    let dropped = running.seen.iter().rev().find_map(|event| match event {
+        ShimEvent::LogDropped { dropped_bytes, .. } => Some(*dropped_bytes),
+        _ => None,
+    });
+    assert!(dropped.is_some_and(|bytes| bytes > 0), "what rotation dropped is counted: {:?}", running.seen);
+}

@@ -1,0 +1,40 @@
+//! What every class must do, in the same words for all of them. A class that does not run a case says why in `skips.rs`.
+
+mod bench;
+mod exec;
+mod leaks;
+mod lifecycle;
+mod limits;
+mod recovery;
+mod root_file_system;
+mod running;
+mod skips;
+
+macro_rules! suite {
+    ($($module:ident: $($case:ident),+;)+) => {
+        suite!(@class sim, Sim, $($($module $case)+)+);
+        suite!(@class container, Container, $($($module $case)+)+);
+        suite!(@class gvisor, Gvisor, $($($module $case)+)+);
+    };
+    (@class $class:ident, $variant:ident, $($module:ident $case:ident)+) => {
+        mod $class {
+            $(
+                #[test]
+                fn $case() {
+                    let class = atoll_runtime::RuntimeClass::$variant;
+                    crate::bench::run(class, stringify!($case), crate::$module::$case);
+                }
+            )+
+        }
+    };
+}
+
+suite! {
+    lifecycle: lifecycle, exit_codes, command_not_found, stop_with_grace, containers_end_apart, containers_share;
+    exec: exec_output_and_codes, exec_input, exec_terminal, exec_not_found, attach_lossless, attach_input, slow_reader, transfers;
+    root_file_system: read_only_root, users, tmpfs, shared_volume;
+    limits: memory_limit, cpu_limit, pids_limit, disk_limit, shm_limit, log_limit;
+    recovery: server_restarted, ended_while_away, shim_killed, guest_killed, sentry_killed, all_killed, damaged_directory,
+        host_started_anew, launch_given_up, destroyed_at_any_time, spawner_killed;
+    leaks: quick_exits;
+}

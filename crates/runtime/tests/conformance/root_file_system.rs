@@ -1,0 +1,70 @@
+//! What a container sees as its files, and as whom.
+
+use atoll_wire::guest::UserIds;
+use atoll_wire::shim::{TmpfsPlan, VolumeMountPlan, VolumePlan};
+
+use crate::bench::{Bench, MIB, shell};
+
+pub(crate) async fn read_only_root(bench: &mut Bench) {
+    let mut plan = bench.plan("sleep 1000");
+    plan.containers[0].read_only_root = true;
+    let mut running = bench.launch(plan).await;
+    running.started("main").await;
+    let refused = running.script("touch /etc/new").await;
+    assert_ne!(refused.code(), Some(0), "the root is read-only");
+    assert!(refused.errors().contains("Read-only"), "{}", refused.errors());
+    let tmp = running.script("echo fine > /tmp/new && cat /tmp/new").await;
+    assert_eq!(tmp.text(), "fine\n", "/tmp is writable all the same: {}", tmp.errors());
+}
+
+pub(crate) async fn users(bench: &mut Bench) {
+    let mut plan = bench.plan("sleep 1000");
+    plan.containers[0].process.user = UserIds { uid: 1000, gid: 1001, supplementary_gids: vec![2000] };
+    let mut running = bench.launch(plan).await;
+    running.started("main").await;
+    let mut spec = shell("id -u; id -g; id -G; touch /etc/x 2>/dev/null || echo refused");
+    spec.user = UserIds { uid: 1000, gid: 1001, supplementary_gids: vec![2000] };
+    spec.capabilities = 0;
+    let outcome = running.exec("main", spec, b"").await;
+    assert_eq!(outcome.text(), "1000\n1001\n1001 2000\nrefused\n", "{}", outcome.errors());
+    let root = running.script("id -u; echo x > /etc/x && echo written").await;
+    assert_eq!(root.text(), "0\nwritten\n", "{}", root.errors());
+    // The command itself has the plan's user.
+    let main = running.sandbox.processes("main").await.unwrap();
+    let of_command = main.iter().find(|process| process.command.contains("sleep"));
+    assert_eq!(of_command.map(|process| process.uid), Some(1000), "{main:?}");
+}
+
+pub(crate) async fn tmpfs(bench: &mut Bench) {
+    let mut plan = bench.plan("sleep 1000");
+    let (path, size_bytes) = ("/scratch".to_owned(), 2 * MIB);
+    plan.containers[0].tmpfs =
+        vec![TmpfsPlan { path, size_bytes, mode: 0o1777, read_only: false, no_exec: true }];
+    let mut running = bench.launch(plan).await;
+    running.started("main").await;
+    let small = running.script("echo fits > /scratch/a && cat /scratch/a").await;
+    assert_eq!(small.text(), "fits\n", "{}", small.errors());
+    let large = running.script("dd if=/dev/zero of=/scratch/b bs=1M count=8").await;
+    assert_ne!(large.code(), Some(0), "its size is a limit");
+    assert!(large.errors().contains("No space left"), "{}", large.errors());
+    let executed = running.script("cp /bin/busybox /scratch/true; rm /scratch/b; cp /bin/busybox /scratch/true; /scratch/true").await;
+    assert_eq!(executed.code(), Some(126), "nothing is executed there: {}", executed.errors());
+}
+
+pub(crate) async fn shared_volume(bench: &mut Bench) {
+    let mut plan = bench.plan("sleep 1000");
+    plan.containers.push(bench.container("reader", "sleep 1000"));
+    plan.volumes = vec![VolumePlan { name: "both".into(), size_bytes: 4 * MIB }];
+    for (container, read_only) in plan.containers.iter_mut().zip([false, true]) {
+        let (volume, path) = ("both".to_owned(), "/shared".to_owned());
+        container.volume_mounts = vec![VolumeMountPlan { volume, path, read_only }];
+    }
+    let mut running = bench.launch(plan).await;
+    running.started("main").await;
+    running.started("reader").await;
+    let written = running.script("echo news > /shared/note").await;
+    assert_eq!(written.code(), Some(0), "{}", written.errors());
+    let read = running.exec("reader", shell("cat /shared/note; touch /shared/mine"), b"").await;
+    assert_eq!(read.text(), "news\n", "{}", read.errors());
+    assert!(read.errors().contains("Read-only"), "{}", read.errors());
+}

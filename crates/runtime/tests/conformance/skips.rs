@@ -1,0 +1,31 @@
+//! Which class does not run which case, and why: declared here and nowhere else.
+
+use atoll_runtime::RuntimeClass;
+
+const SIM_HAS_NO_LIMITS: &str = "class sim models processes, not limits";
+const SIM_HAS_NO_FILES: &str = "class sim has no file systems, users or networks";
+const SIM_HAS_NO_SHIM: &str = "class sim has no shim, spawner or guest of its own";
+
+/// Why a class does not run a case.
+pub(crate) fn skipped(class: RuntimeClass, case: &str) -> Option<&'static str> {
+    match (class, case) {
+        (RuntimeClass::Sim, case) => skipped_by_sim(case),
+        (RuntimeClass::Container, "sentry_killed") => Some("class container has no Sentry"),
+        (RuntimeClass::Gvisor, "guest_killed") => {
+            Some("the guest is no process of the host; its death is that of its container")
+        }
+        _ => None,
+    }
+}
+
+fn skipped_by_sim(case: &str) -> Option<&'static str> {
+    match case {
+        "memory_limit" | "cpu_limit" | "pids_limit" | "disk_limit" | "shm_limit" | "log_limit" => {
+            Some(SIM_HAS_NO_LIMITS)
+        }
+        "containers_share" | "read_only_root" | "users" | "tmpfs" | "shared_volume"
+        | "exec_terminal" | "transfers" | "slow_reader" => Some(SIM_HAS_NO_FILES),
+        "spawner_killed" | "sentry_killed" | "host_started_anew" => Some(SIM_HAS_NO_SHIM),
+        _ => None,
+    }
+}
