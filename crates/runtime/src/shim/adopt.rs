@@ -116,7 +116,7 @@ async fn missing(
         }
         for container in &record.containers {
             let state = identity(&container.init).state().map_err(|error| failed(&error))?;
-            if matches!(state, ProcessState::Running | ProcessState::Zombie) {
+            if state == ProcessState::Running {
                 return Ok(None);
             }
         }

@@ -272,9 +272,10 @@ impl Handle {
     fn running(&self, container: &str) -> Result<usize, RuntimeError> {
         let index = self.0.index(container)?;
         self.0.reach()?;
-        match self.0.control(index) {
-            Ok(_) => Ok(index),
-            Err(_) => Err(RuntimeError::Ended { what: format!("container {container}") }),
+        self.0.control(index)?;
+        match self.0.host_pid(index) {
+            Some(_) => Ok(index),
+            None => Err(RuntimeError::Refused { message: format!("{container} has not begun") }),
         }
     }
 }

@@ -30,7 +30,10 @@ pub(super) struct SimSandbox {
 #[derive(Default)]
 struct State {
     containers: Vec<ContainerState>,
+    /// From the beginning: who attaches early can already write. Gone when the command has ended.
     controls: Vec<Option<mpsc::UnboundedSender<Control>>>,
+    /// Taken by the command.
+    controlled: Vec<Option<mpsc::UnboundedReceiver<Control>>>,
     /// Exec'ed processes by container; they end with it.
     execs: Vec<(usize, mpsc::UnboundedSender<Control>)>,
     events: Option<mpsc::Sender<ShimEvent>>,
@@ -58,8 +61,9 @@ impl SimSandbox {
                 log_dropped_bytes: 0,
             });
         }
-        let controls = plan.containers.iter().map(|_| None).collect();
-        let state = Mutex::new(State { containers, controls, ..State::default() });
+        let channels = plan.containers.iter().map(|_| mpsc::unbounded_channel());
+        let (controls, controlled) = channels.map(|(to, from)| (Some(to), Some(from))).unzip();
+        let state = Mutex::new(State { containers, controls, controlled, ..State::default() });
         Self { plan, log_directory, mains, state }
     }
 
@@ -216,12 +220,13 @@ impl SimSandbox {
                 return self.never_started(index, failure);
             }
         };
-        let (control, controlled) = mpsc::unbounded_channel();
-        if !container.process.stdin {
+        let Some(controlled) = state.controlled[index].take() else { return };
+        if !container.process.stdin
+            && let Some(control) = &state.controls[index]
+        {
             drop(control.send(Control::InputEnd));
         }
         let (host_pid, at_unix_micros) = (NEXT_PID.fetch_add(1, Ordering::Relaxed), unix_micros());
-        state.controls[index] = Some(control);
         state.containers[index].host_pid = Some(host_pid);
         state.containers[index].started_at_unix_micros = Some(at_unix_micros);
         let at_monotonic_micros = monotonic_micros();

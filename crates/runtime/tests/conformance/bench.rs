@@ -42,11 +42,8 @@ pub(crate) fn run(class: RuntimeClass, case: &str, test: impl AsyncFnOnce(&mut B
         println!("SKIPPED: {name}: {why}");
         return;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut bench = match runtime.block_on(async { Bench::new(class) }) {
         Ok(bench) => bench,
         Err(why) => {
@@ -228,10 +225,9 @@ impl Bench {
 /// A uid that nobody else has.
 pub(crate) fn new_uid() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let nanos = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap()
-        .as_nanos() as u64;
+    let nanos =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
+            as u64;
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("{:016x}", nanos ^ (u64::from(std::process::id()) << 40) ^ (number << 52))
 }
@@ -248,7 +244,7 @@ pub(crate) fn command(args: &[&str]) -> ProcessSpec {
         working_directory: "/".into(),
         make_working_directory: false,
         user: UserIds::default(),
-        capabilities: CapabilitySet::container_default().bits(),
+        capabilities: CapabilitySet::container_default().mask(),
         no_new_privileges: true,
         stdin: false,
         terminal: None,
@@ -279,7 +275,8 @@ fn busybox_layer() -> Option<PathBuf> {
         if layer.exists() {
             return Some(layer);
         }
-        let new = tempfile::Builder::new().prefix("busybox-").tempdir_in(shared_directory()).unwrap();
+        let new =
+            tempfile::Builder::new().prefix("busybox-").tempdir_in(shared_directory()).unwrap();
         fs::set_permissions(new.path(), fs::Permissions::from_mode(0o755)).unwrap();
         for directory in ["bin", "etc", "tmp", "proc", "sys", "dev", "data"] {
             fs::create_dir(new.path().join(directory)).unwrap();

@@ -41,7 +41,8 @@ pub(crate) async fn exec_input(bench: &mut Bench) {
 
 pub(crate) async fn exec_terminal(bench: &mut Bench) {
     let running = bench.start("sleep 1000").await;
-    let mut spec = shell("test -t 0 && test -t 1 && stty size; read line; echo \"got $line\"; stty size");
+    let mut spec =
+        shell("test -t 0 && test -t 1 && stty size; read line; echo \"got $line\"; stty size");
     spec.terminal = Some(TerminalSize { rows: 33, columns: 120 });
     spec.stdin = true;
     let mut stream = running.sandbox.exec("main", spec).await.unwrap();
@@ -83,7 +84,12 @@ pub(crate) async fn attach_lossless(bench: &mut Bench) {
     let stream = running.sandbox.attach("main", true).await.unwrap();
     let outcome = finish(stream, b"").await;
     assert_eq!(outcome.lost, None);
-    assert!(outcome.text() == expected, "{} of {} bytes came", outcome.stdout.len(), expected.len());
+    assert!(
+        outcome.text() == expected,
+        "{} of {} bytes came",
+        outcome.stdout.len(),
+        expected.len()
+    );
     assert_eq!(outcome.errors(), "other\n");
     assert_eq!(outcome.code(), Some(4));
     assert_eq!(running.exit("main").await.code, Some(4));
@@ -98,7 +104,12 @@ pub(crate) async fn attach_input(bench: &mut Bench) {
     let mut running = bench.launch(plan).await;
     let stream = running.sandbox.attach("main", true).await.unwrap();
     let outcome = finish(stream, b"to and fro").await;
-    assert_eq!((outcome.text().as_str(), outcome.code()), ("to and fro", Some(0)), "{:?}", outcome.lost);
+    assert_eq!(
+        (outcome.text().as_str(), outcome.code()),
+        ("to and fro", Some(0)),
+        "{:?}",
+        outcome.lost
+    );
     assert_eq!(running.exit("main").await.code, Some(0));
     running.ended().await;
 }
@@ -118,7 +129,10 @@ pub(crate) async fn slow_reader(bench: &mut Bench) {
             bytes += data.len();
         }
     }
-    assert!(bytes > 0 && bytes < 4 << 20, "{bytes} bytes had been written to a client who does not read");
+    assert!(
+        bytes > 0 && bytes < 4 << 20,
+        "{bytes} bytes had been written to a client who does not read"
+    );
     drop(unread);
 }
 

@@ -21,7 +21,10 @@ fn take(bench: &Bench, sandboxes: Vec<String>) -> Inventory {
     let count = |name: &str| fs::read_dir(bench.data.path().join(name)).map_or(0, Iterator::count);
     Inventory {
         sandboxes,
-        directories: count("sandboxes") + count("run/trash") + count("quarantine") + count("run/runsc"),
+        directories: count("sandboxes")
+            + count("run/trash")
+            + count("quarantine")
+            + count("run/runsc"),
         pool_files: count("run/pool"),
         loop_devices: bench.loop_devices().len(),
         mounts: bench.mounts().len(),

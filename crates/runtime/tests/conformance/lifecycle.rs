@@ -97,7 +97,8 @@ pub(crate) async fn containers_end_apart(bench: &mut Bench) {
 
 pub(crate) async fn containers_share(bench: &mut Bench) {
     let mut plan = bench.plan("sleep 1000");
-    plan.containers.push(bench.container("other", "nc -l -p 8080 -e echo from the other"));
+    plan.containers
+        .push(bench.container("other", "while :; do echo from the other | nc -l -p 8080; done"));
     let mut running = bench.launch(plan).await;
     running.started("main").await;
     running.started("other").await;

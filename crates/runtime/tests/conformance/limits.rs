@@ -27,7 +27,7 @@ pub(crate) async fn cpu_limit(bench: &mut Bench) {
     running.started("main").await;
     let busy = "(while :; do :; done) & (while :; do :; done) & sleep 2; kill -9 $! %1 2>/dev/null; exit 0";
     let group = bench.cgroups().unwrap().find(&running.uid, None).unwrap();
-    let used = || group.stats().unwrap().cpu_usage_usec;
+    let used = || group.stats().unwrap().cpu_usage_us.unwrap();
     let (before, begun) = (used(), std::time::Instant::now());
     running.script(busy).await;
     let (after, took) = (used(), begun.elapsed());
@@ -42,13 +42,14 @@ pub(crate) async fn pids_limit(bench: &mut Bench) {
     plan.containers[0].limits.pids = 30;
     let mut running = bench.launch(plan).await;
     running.started("main").await;
-    let bomb = "i=0; while [ $i -lt 100 ]; do sleep 20 & i=$((i+1)); done 2>/dev/null; echo made; exit 0";
+    let bomb =
+        "i=0; while [ $i -lt 100 ]; do sleep 20 & i=$((i+1)); done 2>/dev/null; echo made; exit 0";
     let outcome = running.script(bomb).await;
     // EAGAIN for the shell, or an end with its reason.
     let told = outcome.exited.is_some_and(|exited| exited.pids_limit || exited.code != Some(0));
-    let ended = running.seen.iter().any(|event| {
-        matches!(event, ShimEvent::Exited { exit } if exit.reason == ExitReason::PidsLimit)
-    });
+    let ended = running.seen.iter().any(
+        |event| matches!(event, ShimEvent::Exited { exit } if exit.reason == ExitReason::PidsLimit),
+    );
     let bounded = match running.sandbox.processes("main").await {
         Ok(processes) => processes.len() <= 31,
         Err(_) => running.exit("main").await.reason == ExitReason::PidsLimit,
@@ -112,5 +113,9 @@ pub(crate) async fn log_limit(bench: &mut Bench) {
         ShimEvent::LogDropped { dropped_bytes, .. } => Some(*dropped_bytes),
         _ => None,
     });
-    assert!(dropped.is_some_and(|bytes| bytes > 0), "what rotation dropped is counted: {:?}", running.seen);
+    assert!(
+        dropped.is_some_and(|bytes| bytes > 0),
+        "what rotation dropped is counted: {:?}",
+        running.seen
+    );
 }

@@ -19,7 +19,8 @@ pub(crate) async fn read_only_root(bench: &mut Bench) {
 
 pub(crate) async fn users(bench: &mut Bench) {
     let mut plan = bench.plan("sleep 1000");
-    plan.containers[0].process.user = UserIds { uid: 1000, gid: 1001, supplementary_gids: vec![2000] };
+    plan.containers[0].process.user =
+        UserIds { uid: 1000, gid: 1001, supplementary_gids: vec![2000] };
     let mut running = bench.launch(plan).await;
     running.started("main").await;
     let mut spec = shell("id -u; id -g; id -G; touch /etc/x 2>/dev/null || echo refused");

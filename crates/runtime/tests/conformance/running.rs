@@ -51,9 +51,7 @@ impl Running {
     /// The next event; `None`: the channel is closed.
     pub(crate) async fn next(&mut self) -> Option<ShimEvent> {
         let next = tokio::time::timeout(PATIENCE, self.events.recv()).await;
-        let Ok(next) = next else {
-            panic!("no event in {PATIENCE:?}; so far: {:?}", self.seen)
-        };
+        let Ok(next) = next else { panic!("no event in {PATIENCE:?}; so far: {:?}", self.seen) };
         self.seen.extend(next.clone());
         next
     }
