@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use atoll_sys::process::{self, ProcessIdentity, ProcessState};
 use atoll_wire::record::{ProcessId, ShimRecord};
-use atoll_wire::shim::{Launch, ShimReply, ShimRequest};
+use atoll_wire::shim::{Launch, ShimReply, ShimRequest, ShimState};
 
 use crate::container_host::with_causes;
-use crate::{Adoption, RuntimeError};
+use crate::{Adoption, EventReceiver, RuntimeError};
 
 use super::connection::{ANSWER_WITHIN, ConnectError, ask};
 use super::directory::{Found, SandboxDirectory, ShimLock, is_uid};
@@ -67,10 +67,8 @@ async fn find_shim(
     loop {
         let silence = match ask(directory, &ShimRequest::Subscribe).await {
             Ok((ShimReply::State(state), reader, writer)) => {
-                let containers = state.containers.iter().map(|it| it.name.clone()).collect();
-                let sandbox = ShimSandbox::new(uid.to_owned(), directory.clone(), containers, None);
                 let events = pump(None, reader, writer);
-                return Ok(Some(Adoption::Running(Arc::new(sandbox), state, events)));
+                return Ok(Some(running(uid, directory, state, events)));
             }
             Ok(_) => "it did not answer with its state".to_owned(),
             Err(ConnectError::NobodyListens(why)) => match directory.end() {
@@ -144,7 +142,9 @@ async fn take_over(
     launch: &Launch,
 ) -> Result<Adoption, RuntimeError> {
     tracing::info!(uid, "the sandbox lost its shim and gets another");
-    begin_adoption(host, directory, &launch.plan).await?;
+    if let Some((state, events)) = begin_adoption(host, directory, &launch.plan).await? {
+        return Ok(running(uid, directory, state, events));
+    }
     match find_shim(host, uid, directory).await? {
         Some(adoption) => Ok(adoption),
         None => Err(RuntimeError::Unreachable {
@@ -152,6 +152,17 @@ async fn take_over(
             message: "the shim that took it over was lost too".into(),
         }),
     }
+}
+
+fn running(
+    uid: &str,
+    directory: &SandboxDirectory,
+    state: ShimState,
+    events: EventReceiver,
+) -> Adoption {
+    let containers = state.containers.iter().map(|it| it.name.clone()).collect();
+    let sandbox = ShimSandbox::new(uid.to_owned(), directory.clone(), containers, None);
+    Adoption::Running(Arc::new(sandbox), state, events)
 }
 
 /// Ends what runs (nobody can know what it is) and sets the directory aside.

@@ -16,10 +16,12 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::RuntimeError;
 
-use super::directory::{Found, SandboxDirectory};
+use super::directory::{Found, SandboxDirectory, ShimLock};
 
 /// How long a shim may take to answer a request (guess: it never waits for a guest before it answers, but its host may be busy).
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Between tries to reach a shim that has just begun: it listens within a millisecond.
+const PAUSE: Duration = Duration::from_millis(1);
 /// Longest path of a socket, with its closing zero. SOURCE: unix(7), sun_path.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 const READ_BYTES: usize = 64 * 1024;
@@ -141,22 +143,31 @@ async fn connect(path: &Path) -> Result<UnixStream, ConnectError> {
     UnixStream::connect(short).await.map_err(failed)
 }
 
-/// [`ask`] for a sandbox that is believed to run.
+/// [`ask`] for a sandbox that is believed to run: a shim that lives and does not listen yet is waited for.
 pub(super) async fn ask_running(
     uid: &str,
     directory: &SandboxDirectory,
     request: &ShimRequest,
 ) -> Result<(ShimReply, FrameReader, FrameWriter), RuntimeError> {
-    match ask(directory, request).await {
-        Ok((ShimReply::Refused { message }, ..)) => Err(RuntimeError::Refused { message }),
-        Ok(answer) => Ok(answer),
-        Err(ConnectError::Unfit(message)) => Err(RuntimeError::Refused { message }),
-        Err(ConnectError::NobodyListens(message)) => Err(match directory.end() {
-            Found::Whole(_) => RuntimeError::Ended { what: "the sandbox".into() },
-            _ => RuntimeError::Unreachable { uid: uid.to_owned(), message },
-        }),
-        Err(ConnectError::Silent(message)) => {
-            Err(RuntimeError::Unreachable { uid: uid.to_owned(), message })
+    let deadline = tokio::time::Instant::now() + ANSWER_WITHIN;
+    let unreachable = |message: String| RuntimeError::Unreachable { uid: uid.to_owned(), message };
+    loop {
+        let why = match ask(directory, request).await {
+            Ok((ShimReply::Refused { message }, ..)) => {
+                return Err(RuntimeError::Refused { message });
+            }
+            Ok(answer) => return Ok(answer),
+            Err(ConnectError::Unfit(message)) => return Err(RuntimeError::Refused { message }),
+            Err(ConnectError::Silent(message)) => return Err(unreachable(message)),
+            Err(ConnectError::NobodyListens(message)) => message,
+        };
+        if matches!(directory.end(), Found::Whole(_)) {
+            return Err(RuntimeError::Ended { what: "the sandbox".into() });
         }
+        let lives = matches!(directory.lock(), Ok(ShimLock::Held));
+        if !lives || tokio::time::Instant::now() >= deadline {
+            return Err(unreachable(why));
+        }
+        tokio::time::sleep(PAUSE).await;
     }
 }

@@ -73,7 +73,7 @@ async fn end_orderly(directory: &SandboxDirectory) {
 /// Kills the shim and everything in the sandbox, and removes its control groups. Gives the shim's lock. Blocks.
 pub(super) fn kill(host: &ShimHost, uid: &str) -> Result<Option<File>, RuntimeError> {
     let directory = host.layout.sandbox(uid);
-    let lock = if directory.path.exists() { Some(end_shim(uid, &directory)?) } else { None };
+    let lock = end_shim(uid, &directory)?;
     let left = |error| RuntimeError::Unreachable {
         uid: uid.to_owned(),
         message: format!("its control group stays: {}", with_causes(&error)),
@@ -92,13 +92,16 @@ pub(super) fn kill(host: &ShimHost, uid: &str) -> Result<Option<File>, RuntimeEr
     Ok(lock)
 }
 
-/// Takes the shim's lock, from a shim that does not give it by killing it.
-fn end_shim(uid: &str, directory: &SandboxDirectory) -> Result<File, RuntimeError> {
+/// Takes the shim's lock, from a shim that does not give it by killing it. `None`: there is no directory (any more).
+fn end_shim(uid: &str, directory: &SandboxDirectory) -> Result<Option<File>, RuntimeError> {
     let deadline = Instant::now() + KILLED_WITHIN;
     let mut killed = false;
     loop {
-        if let Some(lock) = directory.take_lock()? {
-            return Ok(lock);
+        match directory.take_lock() {
+            Ok(Some(lock)) => return Ok(Some(lock)),
+            Ok(None) => {}
+            Err(_) if !directory.path.exists() => return Ok(None),
+            Err(error) => return Err(error),
         }
         if !killed {
             killed = kill_shim(uid, directory)?;
@@ -143,9 +146,12 @@ fn lock_holder(directory: &SandboxDirectory) -> Option<ProcessIdentity> {
     };
     let pid = locks.lines().find_map(holder)?;
     let process = ProcessIdentity::of(pid).ok()??;
-    // The inode's number alone could be another file system's: the process must have the very file open.
+    // The inode's number alone could be another file system's, and this very process may hold the lock to remove the directory: only a
+    // program of ours is ever killed.
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let lock = directory.path.join("shim.lock").canonicalize().ok()?;
     let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let mut links = open.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
-    links.any(|link| link == lock).then_some(process)
+    let is_shim = program.file_name()?.to_str()?.starts_with(super::programs::SHIM);
+    (is_shim && links.any(|link| link == lock)).then_some(process)
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use atoll_sys::network_namespace::PreparedNetwork;
 use atoll_wire::shim::{
-    DescriptorRole, EVENT_KIND, Launch, Placement, SHIM_PROTOCOL_VERSION, SandboxPlan, ShimEvent,
-    SpawnRequest,
+    DescriptorRole, EVENT_KIND, Launch, Placement, REPLY_KIND, SHIM_PROTOCOL_VERSION, SandboxPlan,
+    ShimEvent, ShimReply, ShimState, SpawnRequest,
 };
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -225,26 +225,49 @@ fn conversation() -> Result<(UnixStream, OwnedFd), RuntimeError> {
     Ok((UnixStream::from_std(ours).map_err(failed)?, theirs.into()))
 }
 
-/// Has a spawner fork a shim that takes over what an earlier shim left, and waits for its first word.
+/// Has a spawner fork a shim that takes over what an earlier shim left. Its state, once it has asked the guests, and the events after it;
+/// `None`: it is over, and recorded.
 pub(super) async fn begin_adoption(
     host: &ShimHost,
     directory: &SandboxDirectory,
     plan: &SandboxPlan,
-) -> Result<(), RuntimeError> {
+) -> Result<Option<(ShimState, EventReceiver)>, RuntimeError> {
     let request = spawn_request(directory, true, plan)?;
     let mut last = String::new();
     for _ in 0..ATTEMPTS {
         let (stream, theirs) = conversation()?;
         host.spawners.send(&request, &[theirs.as_fd()]).await?;
         drop(theirs);
-        let (mut reader, _writer) = frames(stream);
-        match first_event(&mut reader).await {
-            Ok(_) => return Ok(()),
+        let (mut reader, writer) = frames(stream);
+        let state = tokio::time::timeout(FIRST_WORD_WITHIN, first_state(&mut reader)).await;
+        match state.unwrap_or_else(|_| Err(format!("it said nothing in {FIRST_WORD_WITHIN:?}"))) {
+            Ok(Some(state)) => return Ok(Some((state, pump(None, reader, writer)))),
+            Ok(None) => return Ok(None),
             Err(message) => last = message,
         }
     }
     let message = format!("no shim could take it over: {last}");
     Err(RuntimeError::Unreachable { uid: plan.uid.clone(), message })
+}
+
+/// The state with which a shim that took over begins; `None`: the sandbox is over.
+async fn first_state(reader: &mut FrameReader) -> Result<Option<ShimState>, String> {
+    loop {
+        let frame = reader.next().await.map_err(|error| error.to_string())?;
+        let frame = frame.ok_or("it closed its first connection")?;
+        if frame.kind == REPLY_KIND {
+            let reply =
+                serde_json::from_slice(&frame.payload).map_err(|error| error.to_string())?;
+            match reply {
+                ShimReply::State(state) => return Ok(Some(state)),
+                _ => return Err("it began with an answer to nothing".into()),
+            }
+        }
+        let event = serde_json::from_slice(&frame.payload).map_err(|error| error.to_string())?;
+        if let ShimEvent::Ended | ShimEvent::LaunchFailed { .. } = event {
+            return Ok(None);
+        }
+    }
 }
 
 async fn first_event(reader: &mut FrameReader) -> Result<ShimEvent, String> {

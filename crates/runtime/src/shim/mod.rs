@@ -105,7 +105,7 @@ impl Runtime for ShimRuntime {
         adopt::adopt(&self.host, uid).await
     }
 
-    /// Those of this class; class `container` lists those whose class cannot be read as well.
+    /// Those of this class, and those whose class cannot be read.
     async fn inventory(&self) -> Result<Vec<String>, RuntimeError> {
         let (host, engine) = (Arc::clone(&self.host), self.setup.engine);
         blocking(move || {
@@ -117,10 +117,7 @@ impl Runtime for ShimRuntime {
             );
             uids.sort_unstable();
             uids.dedup();
-            uids.retain(|uid| {
-                let of = host.engine_of(uid).map_or(Engine::Container, |(engine, _)| engine);
-                of == engine
-            });
+            uids.retain(|uid| host.engine_of(uid).is_none_or(|(of, _)| of == engine));
             Ok(uids)
         })
         .await

@@ -17,7 +17,7 @@ use super::directory::io_error;
 /// Digits of the digest that name a version: enough for the handful that ever lie side by side.
 const NAME_DIGITS: usize = 16;
 const GUEST: &str = "atoll-guest";
-const SHIM: &str = "atoll-shim";
+pub(super) const SHIM: &str = "atoll-shim";
 
 /// One version of the two programs, on disk.
 #[derive(Debug, Clone)]

@@ -21,6 +21,8 @@ use crate::running::Running;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest that a whole case may take.
 const CASE_WITHIN: Duration = Duration::from_secs(180);
+/// Longest that the kernel takes to finish what was told to end.
+const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// A class under test.
@@ -135,12 +137,25 @@ impl Bench {
             Err(error) => left.push(error.to_string()),
         }
         self.runtime.shutdown().await;
-        let (loops, mounts) = (self.loop_devices(), self.mounts());
-        left.extend(loops.into_iter().chain(mounts));
-        if self.host.is_some() && self.cgroups().is_some_and(|root| root.list().is_ok()) {
-            left.push("the instance's control group".into());
+        // The kernel takes back mounts and loop devices a moment after their last process.
+        let deadline = std::time::Instant::now() + SETTLED_WITHIN;
+        loop {
+            let things = self.things_left();
+            if things.is_empty() || std::time::Instant::now() >= deadline {
+                left.extend(things);
+                return left;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        left
+    }
+
+    fn things_left(&self) -> Vec<String> {
+        let mut things = self.loop_devices();
+        things.extend(self.mounts());
+        if self.cgroups().is_some_and(|root| root.list().is_ok()) {
+            things.push("the instance's control group".into());
+        }
+        things
     }
 
     /// Loop devices over files of this bench.
