@@ -1,5 +1,11 @@
 //! What every class must do, in the same words for all of them. A class that does not run a case says why in `skips.rs`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests are tests, and what is skipped is shown"
+)]
+
 mod bench;
 mod exec;
 mod leaks;
