@@ -46,19 +46,19 @@ pub(crate) struct RunArgs {
     pub(crate) volume: Vec<String>,
 
     /// CPUs it may use, such as 0.5 or 2
-    #[arg(long, value_name = "N", help_heading = "Limits")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Limits")]
     pub(crate) cpus: Option<String>,
 
     /// Memory it may use, such as 512Mi
-    #[arg(long, value_name = "QUANTITY", help_heading = "Limits")]
+    #[arg(long, value_name = "QUANTITY", allow_negative_numbers = true, help_heading = "Limits")]
     pub(crate) memory: Option<String>,
 
     /// Processes and threads it may have
-    #[arg(long, value_name = "N", help_heading = "Limits")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Limits")]
     pub(crate) pids: Option<i64>,
 
     /// Disk it may use for its root, /tmp and logs, such as 1Gi
-    #[arg(long, value_name = "QUANTITY", help_heading = "Limits")]
+    #[arg(long, value_name = "QUANTITY", allow_negative_numbers = true, help_heading = "Limits")]
     pub(crate) disk: Option<String>,
 
     /// End it after this time, such as 30s or 5m

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use atoll_server::ListenAddress;
-use atoll_sys::process::ProcessIdentity;
+use atoll_sys::process::{ProcessIdentity, ProcessState};
 use atoll_wire::rest::{ServerRecord, Shutdown};
 use reqwest::Method;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -49,7 +49,8 @@ pub(super) async fn down(args: DownArgs, connection: &ConnectionArgs) -> Outcome
 /// The record of the server of a data directory, if that server is alive.
 fn live_record(directory: &Path) -> anyhow::Result<Option<ServerRecord>> {
     let Some(record) = server_record(directory)? else { return Ok(None) };
-    Ok(identity(&record).open()?.is_some().then_some(record))
+    // A zombie is no server: whoever started it has not asked for its end.
+    Ok((identity(&record).state()? == ProcessState::Running).then_some(record))
 }
 
 fn identity(record: &ServerRecord) -> ProcessIdentity {

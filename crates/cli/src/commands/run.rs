@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 use atoll_wire::rest::{
-    AttachRequest, ContainerSpec, CreateSandbox, Metadata, ResourceSpec, Sandbox, SandboxSpec,
-    StopSandbox,
+    AttachRequest, ContainerSpec, CreateSandbox, Metadata, ResourceSpec, Sandbox, SandboxEnvelope,
+    SandboxSpec, StopSandbox,
 };
 use reqwest::Method;
 
 use super::exec::{NOT_BEGUN, explain, not_begun, with_terminal_kind};
 use super::{Outcome, connect, exit_code};
 use crate::args::{ConnectionArgs, PullPolicy, RunArgs};
-use crate::client::{Client, sandbox_path};
+use crate::client::{Client, sandbox_path, with_query};
 use crate::output::{self, Spinner};
 use crate::terminal::{self, Session, SessionEnd, SignalPath};
 
@@ -25,6 +25,8 @@ const DETACH_TTL_SECONDS: u32 = 15;
 const CONTAINER: &str = "main";
 /// Exit code when --timeout ended the command. SOURCE: timeout(1).
 const TIMED_OUT: u8 = 124;
+/// Exit code of a command that SIGKILL ended: only the sandbox's status knows whether a limit did it.
+const KILLED: i32 = 137;
 /// When to tell a person what is being waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -143,7 +145,11 @@ async fn attended(args: &RunArgs, client: &Client, sandbox: &Sandbox) -> Outcome
 async fn outcome(end: SessionEnd, args: &RunArgs, client: &Client, sandbox: &Sandbox) -> Outcome {
     match end {
         SessionEnd::Exited { code, reason } => {
-            explain(reason.as_deref());
+            if code == KILLED {
+                explain(reason_of_kill(client, sandbox).await.or(reason).as_deref());
+            } else {
+                explain(reason.as_deref());
+            }
             Ok(exit_code(code))
         }
         SessionEnd::StartFailed { code, message } => {
@@ -186,6 +192,16 @@ async fn why_not_begun(client: &Client, sandbox: &Sandbox, error: anyhow::Error)
         }
         (None, None) => not_begun(error),
     }
+}
+
+/// Why the command was killed, as the sandbox's status has it once it is over.
+async fn reason_of_kill(client: &Client, sandbox: &Sandbox) -> Option<String> {
+    let path = with_query(
+        &sandbox_path(&sandbox.id),
+        &[("wait", Some("ended")), ("timeout_seconds", Some("5"))],
+    );
+    let envelope: SandboxEnvelope = client.get(&path).await.ok()?;
+    envelope.sandbox.status.containers.into_iter().next()?.reason
 }
 
 async fn stop(client: &Client, sandbox: &Sandbox) -> anyhow::Result<()> {

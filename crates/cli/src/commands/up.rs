@@ -59,10 +59,15 @@ async fn serve_until_told(
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let stop = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                // In the background no terminal's end concerns it.
+                _ = hangup.recv() => if !detached { break },
+            }
         }
     };
     let directory = data_dir.path().to_owned();

@@ -12,6 +12,7 @@ use tokio_util::io::ReaderStream;
 
 use super::super::{Outcome, SUCCESS};
 use super::{Remote, last_part};
+use crate::client::ClientError;
 use crate::output::{self, TransferProgress};
 
 /// Chunks of the archive that may wait to be sent.
@@ -78,9 +79,8 @@ async fn is_directory(remote: &Remote<'_>) -> anyhow::Result<bool> {
     let request = remote.client.request(Method::GET, &remote.url(&remote.path));
     let mut response = match remote.client.send(request).await {
         Ok(response) => response,
-        Err(error) if error.is_not_found() && remote.client.sandbox(&remote.name).await.is_ok() => {
-            return Ok(false);
-        }
+        // Nothing can be read there; whether something can be written, the upload itself will tell.
+        Err(ClientError::Refused { status: 422, .. }) => return Ok(false),
         Err(error) => return Err(error.into()),
     };
     let mut head = Vec::new();
