@@ -44,10 +44,7 @@ fn processors_and_memory() -> Check {
         .find_map(|line| line.strip_prefix("MemTotal:"))
         .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok())
         .unwrap_or(0);
-    Check::good(
-        "processors, memory",
-        format!("{processors}, {}", human_bytes(memory_kib * 1024)),
-    )
+    Check::good("processors, memory", format!("{processors}, {}", human_bytes(memory_kib * 1024)))
 }
 
 /// What class `container` needs, and class `gvisor` most of it.
