@@ -9,7 +9,7 @@ use atoll_model::image_reference::ImageReference;
 
 use crate::config::{self, ConfigDocument, MAX_CONFIG_BYTES};
 use crate::digest::Digest;
-use crate::error::ImageError;
+use crate::error::{ImageError, ImageErrorKind};
 use crate::manifest::{self, Document, Manifest};
 use crate::progress::{ProgressEvent, ProgressSink};
 use crate::registry::{Client, ClientOptions, FetchedManifest, RegistryError};
@@ -45,8 +45,27 @@ impl ImageStore {
     /// stopped when it is pulled again.
     ///
     /// # Errors
-    /// [`ImageError::Registry`] and others; nothing but parts of blobs, to be resumed, is left of a failed pull.
+    /// [`ImageError::Registry`] and others. Of a failed pull are left whole layers and parts of blobs, from which the next one goes
+    /// on; when the disk is full, only the latter.
     pub async fn pull(
+        &self,
+        reference: &ImageReference,
+        options: &PullOptions,
+        progress: ProgressSink,
+    ) -> Result<Image, ImageError> {
+        let result = self.try_pull(reference, options, progress).await;
+        if result.as_ref().is_err_and(|error| error.kind() == ImageErrorKind::DiskFull) {
+            let inner = Arc::clone(&self.inner);
+            blocking(move || {
+                inner.sweep();
+                Ok(())
+            })
+            .await?;
+        }
+        result
+    }
+
+    async fn try_pull(
         &self,
         reference: &ImageReference,
         options: &PullOptions,

@@ -120,6 +120,13 @@ impl Inner {
         Ok(())
     }
 
+    /// After a failure: layers made in vain go.
+    pub(crate) fn sweep(&self) {
+        if let Err(error) = self.remove_unneeded_layers() {
+            tracing::warn!(%error, "layers made in vain stay until images are collected");
+        }
+    }
+
     /// Removes layers that no image has and nobody is making. Gives the bytes of their files.
     fn remove_unneeded_layers(&self) -> Result<u64, ImageError> {
         let directory = self.directory.join("layers");

@@ -165,9 +165,12 @@ impl ImageStore {
         progress: ProgressSink,
     ) -> Result<Vec<ImageSummary>, ImageError> {
         let (inner, path) = (Arc::clone(&self.inner), path.into());
-        blocking(move || {
-            let digests = import::import(&inner, &path, reference.as_ref(), &progress)?;
-            Ok(digests.iter().filter_map(|digest| inner.summary(digest)).collect())
+        blocking(move || match import::import(&inner, &path, reference.as_ref(), &progress) {
+            Ok(digests) => Ok(digests.iter().filter_map(|digest| inner.summary(digest)).collect()),
+            Err(error) => {
+                inner.sweep();
+                Err(error)
+            }
         })
         .await
     }

@@ -246,6 +246,7 @@ pub fn descriptor(media_type: &str, bytes: &[u8]) -> serde_json::Value {
 }
 
 pub mod fake_registry;
+pub mod namespace;
 
 /// Bytes that do not compress.
 pub fn noise(length: usize, seed: u64) -> Vec<u8> {
