@@ -42,9 +42,11 @@ pub enum ProgressEvent {
     },
 }
 
+type Receive = dyn Fn(&ProgressEvent) + Send + Sync;
+
 /// Receives [`ProgressEvent`]s. Must return quickly.
 #[derive(Clone, Default)]
-pub struct ProgressSink(Option<Arc<dyn Fn(&ProgressEvent) + Send + Sync>>);
+pub struct ProgressSink(Option<Arc<Receive>>);
 
 impl ProgressSink {
     /// A sink that hands every event to `receive`.

@@ -4,9 +4,10 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
 
 use atoll_image::{Credentials, Digest, HighWater, ImageErrorKind, ImageStore, ProgressSink};
-use support::{Built, Scratch, Tar, noise, options, scratch};
+use support::{Built, Scratch, Tar, noise, options, scratch, scratch_with};
 
 const HOLDER: &str = "00112233445566aa";
 
@@ -126,6 +127,24 @@ async fn the_longest_unused_go_until_the_mark_is_met() {
     let collected = scratch.store.collect(HighWater::DiskPercent(0)).await.unwrap();
     assert_eq!(collected.removed, ["one:1".to_owned(), one.to_string()]);
     scratch.assert_nothing_half_made();
+}
+
+/// The disk is always fuller than 0 %: each import makes room, of images that were unused for the time given.
+#[tokio::test]
+async fn a_full_disk_makes_room_by_itself() {
+    for (kept_unused, expected) in [(Duration::from_secs(3600), 3), (Duration::ZERO, 2)] {
+        let scratch = scratch_with(|options| {
+            options.high_water_percent = 0;
+            options.kept_unused = kept_unused;
+        })
+        .await;
+        let used = import(&scratch, "one").await;
+        scratch.store.lease(&used, HOLDER).unwrap();
+        import(&scratch, "two").await;
+        import(&scratch, "three").await;
+        assert_eq!(scratch.store.list().len(), expected, "{kept_unused:?}");
+        assert!(scratch.store.get(&used).is_some(), "what is used stays in any case");
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Pulls of a real image from Debian's docker-registry: plain, with a password, over TLS with a private authority.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stderr, reason = "skipped tests say so")]
 
 mod support;
 

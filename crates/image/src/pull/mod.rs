@@ -53,6 +53,12 @@ impl ImageStore {
         options: &PullOptions,
         progress: ProgressSink,
     ) -> Result<Image, ImageError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || {
+            inner.make_room();
+            Ok(())
+        })
+        .await?;
         let result = self.try_pull(reference, options, progress).await;
         if result.as_ref().is_err_and(|error| error.kind() == ImageErrorKind::DiskFull) {
             let inner = Arc::clone(&self.inner);

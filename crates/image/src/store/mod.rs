@@ -24,6 +24,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use atoll_model::image_reference::{ImageReference, parse_registry};
 use rustix::fs::{FlockOperation, flock};
@@ -41,6 +42,10 @@ pub use collect::{Collected, HighWater};
 pub(crate) use index::{ImageRecord, LayerRecord};
 pub(crate) use layers::{LayerJob, Pins};
 
+/// SOURCE: the kubelet's default (imageGCHighThresholdPercent), with some room for disks that hold other things too.
+const HIGH_WATER_PERCENT: u8 = 90;
+/// So that what was just brought in for a later run is there then (guess: an hour of work).
+const KEPT_UNUSED: Duration = Duration::from_secs(3600);
 /// Format of the store's directory. Older is migrated, newer refused; this is the first.
 const FORMAT: u32 = 1;
 
@@ -56,7 +61,12 @@ pub struct StoreOptions {
     pub helper: UnpackHelper,
     /// Unpacking and downloading end with an error rather than leave less than this free.
     pub min_free_bytes: u64,
-    /// Most bytes and entries of one unpacked layer.
+    /// Before a pull or an import, images that nobody uses and that were neither used nor brought in for [`Self::kept_unused`] are
+    /// removed while the disk is fuller than this; 100: never.
+    pub high_water_percent: u8,
+    /// How long an unused image is safe from being removed unasked.
+    pub kept_unused: Duration,
+    /// Most bytes of one unpacked layer.
     pub max_layer_bytes: u64,
     /// Most entries of one layer.
     pub max_layer_entries: u64,
@@ -72,6 +82,8 @@ impl StoreOptions {
             certificates_directory: data_directory.join("certs"),
             helper,
             min_free_bytes: limits.min_free_bytes,
+            high_water_percent: HIGH_WATER_PERCENT,
+            kept_unused: KEPT_UNUSED,
             max_layer_bytes: limits.max_bytes,
             max_layer_entries: limits.max_entries,
         }
@@ -165,11 +177,14 @@ impl ImageStore {
         progress: ProgressSink,
     ) -> Result<Vec<ImageSummary>, ImageError> {
         let (inner, path) = (Arc::clone(&self.inner), path.into());
-        blocking(move || match import::import(&inner, &path, reference.as_ref(), &progress) {
-            Ok(digests) => Ok(digests.iter().filter_map(|digest| inner.summary(digest)).collect()),
-            Err(error) => {
-                inner.sweep();
-                Err(error)
+        blocking(move || {
+            inner.make_room();
+            match import::import(&inner, &path, reference.as_ref(), &progress) {
+                Ok(digests) => Ok(digests.iter().filter_map(|digest| inner.summary(digest)).collect()),
+                Err(error) => {
+                    inner.sweep();
+                    Err(error)
+                }
             }
         })
         .await
@@ -260,7 +275,7 @@ impl ImageStore {
     /// What the file system refused.
     pub async fn collect(&self, high_water: HighWater) -> Result<Collected, ImageError> {
         let inner = Arc::clone(&self.inner);
-        blocking(move || inner.collect(high_water)).await
+        blocking(move || inner.collect(high_water, Duration::ZERO)).await
     }
 
     /// Sets (`Some`) or removes a registry's credentials; says whether there were some before.
