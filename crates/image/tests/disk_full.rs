@@ -27,12 +27,18 @@ async fn an_import_that_does_not_fit_leaves_nothing() {
     }
     for min_free_bytes in [0, 4 << 20] {
         let scratch = small_store(min_free_bytes).await;
-        let layers = [Tar::new().file("a", &noise(4 << 20, 1)).finish(), Tar::new().file("b", &noise(9 << 20, 2)).finish()];
+        let layers = [
+            Tar::new().file("a", &noise(4 << 20, 1)).finish(),
+            Tar::new().file("b", &noise(9 << 20, 2)).finish(),
+        ];
         let built = Built::new(&layers, serde_json::json!({}));
         for bytes in [built.layout("x:1"), Tar::new().file("a", &noise(20 << 20, 3)).finish()] {
             let error = scratch.import(&bytes, "x:1").await.unwrap_err();
             assert_eq!(error.kind(), ImageErrorKind::DiskFull, "{error}");
-            assert!(error.to_string().contains("full") && error.to_string().contains("atoll image gc"), "{error}");
+            assert!(
+                error.to_string().contains("full") && error.to_string().contains("atoll image gc"),
+                "{error}"
+            );
             scratch.assert_nothing_half_made();
         }
         scratch.import(&Tar::new().file("a", &noise(6 << 20, 4)).finish(), "x:1").await.unwrap();
@@ -45,7 +51,10 @@ async fn a_pull_that_does_not_fit_says_so_and_works_once_there_is_room() {
         return;
     }
     let scratch = small_store(1 << 20).await;
-    let built = Arc::new(Built::new(&[Tar::new().file("a", &noise(5 << 20, 5)).finish()], serde_json::json!({})));
+    let built = Arc::new(Built::new(
+        &[Tar::new().file("a", &noise(5 << 20, 5)).finish()],
+        serde_json::json!({}),
+    ));
     let served = Arc::clone(&built);
     let registry = FakeRegistry::start(move |request| serve_image(&served, request));
     let reference = registry.reference("team/app:1").parse().unwrap();
@@ -54,12 +63,17 @@ async fn a_pull_that_does_not_fit_says_so_and_works_once_there_is_room() {
     // First there is no room for the download, then none for what comes out of it.
     for ballast_bytes in [11 << 20, 7 << 20] {
         std::fs::write(&ballast, noise(ballast_bytes, 6)).unwrap();
-        let error = scratch.store.pull(&reference, &options, ProgressSink::none()).await.unwrap_err();
+        let error =
+            scratch.store.pull(&reference, &options, ProgressSink::none()).await.unwrap_err();
         assert_eq!(error.kind(), ImageErrorKind::DiskFull, "{error}");
         scratch.assert_nothing_half_made();
     }
     std::fs::remove_file(&ballast).unwrap();
     let image = scratch.store.pull(&reference, &options, ProgressSink::none()).await.unwrap();
     assert_eq!(std::fs::metadata(image.layers[0].join("a")).unwrap().len(), 5 << 20);
-    assert_eq!(registry.requests_of("/blobs/").len(), 4, "three configurations, and the layer once: it was kept");
+    assert_eq!(
+        registry.requests_of("/blobs/").len(),
+        4,
+        "three configurations, and the layer once: it was kept"
+    );
 }

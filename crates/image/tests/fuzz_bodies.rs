@@ -51,7 +51,12 @@ fn archives() -> Vec<Vec<u8>> {
         .file("bin/below", b"x")
         .file("etc/.wh.gone", b"")
         .file("opaque/.wh..wh..opq", b"")
-        .pax(&[("path", b"long\nname"), ("SCHILY.xattr.user.a", b"b"), ("mtime", b"1.5"), ("uid", b"7")])
+        .pax(&[
+            ("path", b"long\nname"),
+            ("SCHILY.xattr.user.a", b"b"),
+            ("mtime", b"1.5"),
+            ("uid", b"7"),
+        ])
         .file("short", b"data")
         .file(&"deep/".repeat(30), b"")
         .entry(tar::EntryType::Fifo, b"fifo", b"", b"", |_| {})
@@ -65,8 +70,17 @@ fn archives() -> Vec<Vec<u8>> {
             gnu.sparse[0].numbytes = *b"00000000004\0";
         })
         .finish();
-    let image = Built::new(&[Tar::new().file("a", b"a").finish()], serde_json::json!({"Cmd": ["a"]})).layout("x:1");
-    vec![gzip(&many), zstd::encode_all(many.as_slice(), 1).unwrap(), many, sparse, image, Vec::new()]
+    let image =
+        Built::new(&[Tar::new().file("a", b"a").finish()], serde_json::json!({"Cmd": ["a"]}))
+            .layout("x:1");
+    vec![
+        gzip(&many),
+        zstd::encode_all(many.as_slice(), 1).unwrap(),
+        many,
+        sparse,
+        image,
+        Vec::new(),
+    ]
 }
 
 #[test]
@@ -83,8 +97,13 @@ fn archives_broken_in_every_way_are_errors() {
 
 #[test]
 fn documents_broken_in_every_way_are_errors() {
-    let built = Built::new(&[Vec::new()], serde_json::json!({"Volumes": {"/a": {}}, "Env": ["A=1"], "WorkingDir": "/b/../c", "User": "1:2"}));
-    let index = serde_json::json!({"schemaVersion": 2, "manifests": [support::descriptor("x", b"y")]}).to_string();
+    let built = Built::new(
+        &[Vec::new()],
+        serde_json::json!({"Volumes": {"/a": {}}, "Env": ["A=1"], "WorkingDir": "/b/../c", "User": "1:2"}),
+    );
+    let index =
+        serde_json::json!({"schemaVersion": 2, "manifests": [support::descriptor("x", b"y")]})
+            .to_string();
     let seeds = [built.manifest, built.config, index.into_bytes(), b"{}".to_vec()];
     let mut mutator = Mutator(0x5eed_0002);
     for round in 0..20_000 {

@@ -81,12 +81,19 @@ async fn overlayfs_shows_what_the_layers_mean() {
 async fn users_are_read_across_layers() {
     let scratch = scratch().await;
     let old = b"root:x:0:0::/root:\nweb:x:33:33::/srv:\n".as_slice();
-    let base = Tar::new().directory("etc").file("etc/passwd", old).file("etc/group", b"log:x:4:web\n").finish();
+    let base = Tar::new()
+        .directory("etc")
+        .file("etc/passwd", old)
+        .file("etc/group", b"log:x:4:web\n")
+        .finish();
     let resolve = |layers: &[PathBuf], user: &str| users::resolve(user, layers);
 
     let empty = layers(&scratch, &[base.clone(), Tar::new().file("other", b"").finish()]).await;
     let web = resolve(&empty, "web").unwrap();
-    assert_eq!((web.uid, web.supplementary_gids.as_slice(), web.home.as_str()), (33, [4].as_slice(), "/srv"));
+    assert_eq!(
+        (web.uid, web.supplementary_gids.as_slice(), web.home.as_str()),
+        (33, [4].as_slice(), "/srv")
+    );
 
     let newer = Tar::new().file("etc/passwd", b"web:x:44:44::/:\n").finish();
     let replaced = layers(&scratch, &[base.clone(), newer]).await;
@@ -103,8 +110,13 @@ async fn users_are_read_across_layers() {
         assert_eq!(resolve(&hidden, "33:44").unwrap().gid, 44, "numbers need no file");
     }
 
-    for (target, expected) in [("/real/passwd", 55), ("../real/passwd", 55), ("../../../../real/../real/./passwd", 55)] {
-        let linked = Tar::new().symlink("etc/passwd", target).file("real/passwd", b"web:x:55:55::/:\n").finish();
+    for (target, expected) in
+        [("/real/passwd", 55), ("../real/passwd", 55), ("../../../../real/../real/./passwd", 55)]
+    {
+        let linked = Tar::new()
+            .symlink("etc/passwd", target)
+            .file("real/passwd", b"web:x:55:55::/:\n")
+            .finish();
         let linked = layers(&scratch, &[base.clone(), linked]).await;
         assert_eq!(resolve(&linked, "web").unwrap().uid, expected, "{target}");
     }
@@ -118,13 +130,18 @@ async fn hostile_user_files_are_harmless() {
     let outside = outside.to_str().unwrap();
     let up = format!("{}{}", "../".repeat(40), &outside[1..]);
     for target in [outside, &up, "/proc/self/fd/0", "passwd", "/etc", "missing"] {
-        let tree = layers(&scratch, &[Tar::new().directory("etc").symlink("etc/passwd", target).finish()]).await;
+        let tree =
+            layers(&scratch, &[Tar::new().directory("etc").symlink("etc/passwd", target).finish()])
+                .await;
         assert!(users::resolve("web", &tree).is_err(), "{target}");
     }
     let loops = Tar::new().symlink("etc", "b").symlink("b", "c/d").symlink("c", "etc").finish();
     assert!(users::resolve("web", &layers(&scratch, &[loops]).await).is_err());
     let fifo = Tar::new().entry(tar::EntryType::Fifo, b"etc/passwd", b"", b"", |_| {}).finish();
-    assert!(users::resolve("web", &layers(&scratch, &[fifo]).await).is_err(), "a fifo is not waited for");
+    assert!(
+        users::resolve("web", &layers(&scratch, &[fifo]).await).is_err(),
+        "a fifo is not waited for"
+    );
     let huge = Tar::new().file("etc/passwd", &vec![b'x'; (1 << 20) + 1]).finish();
     let error = users::resolve("web", &layers(&scratch, &[huge]).await).unwrap_err();
     assert!(error.to_string().contains("/etc/passwd"), "{error}");

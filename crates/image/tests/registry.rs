@@ -54,7 +54,11 @@ impl Certificate {
 
 impl Registry {
     /// `None`, and said so, where docker-registry or htpasswd is not installed.
-    fn start(test: &str, login: Option<(&str, &str)>, certificate: Option<&Certificate>) -> Option<Self> {
+    fn start(
+        test: &str,
+        login: Option<(&str, &str)>,
+        certificate: Option<&Certificate>,
+    ) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let mut auth = String::new();
         if let Some((user, password)) = login {
@@ -67,7 +71,11 @@ impl Registry {
             auth = format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", file.display());
         }
         let tls = certificate.map_or(String::new(), |certificate| {
-            format!(", tls: {{certificate: {}, key: {}}}", certificate.certificate.display(), certificate.key.display())
+            format!(
+                ", tls: {{certificate: {}, key: {}}}",
+                certificate.certificate.display(),
+                certificate.key.display()
+            )
         });
         let config = format!(
             "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n{auth}http: {{addr: \"127.0.0.1:0\"{tls}}}\n",
@@ -75,7 +83,12 @@ impl Registry {
         );
         let file = directory.path().join("config.yml");
         std::fs::write(&file, config).unwrap();
-        let process = Command::new("docker-registry").arg("serve").arg(&file).stderr(Stdio::piped()).stdout(Stdio::null()).spawn();
+        let process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&file)
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn();
         let Ok(mut process) = process else {
             eprintln!("SKIPPED: {test}: docker-registry missing");
             return None;
@@ -94,7 +107,10 @@ impl Registry {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut client = reqwest::Client::builder();
         if let Some(certificate) = certificate {
-            client = client.tls_certs_only([reqwest::Certificate::from_pem(certificate.authority.as_bytes()).unwrap()]);
+            client = client
+                .tls_certs_only([
+                    reqwest::Certificate::from_pem(certificate.authority.as_bytes()).unwrap()
+                ]);
         }
         let scheme = if certificate.is_some() { "https" } else { "http" };
         Some(Self {
@@ -117,16 +133,23 @@ impl Registry {
 
     async fn push(&self, name: &str, tag: &str, built: &Built) {
         for blob in built.layers.iter().chain([&built.config]) {
-            let begun = self.send(self.client.post(format!("{}/v2/{name}/blobs/uploads/", self.base))).await;
+            let begun = self
+                .send(self.client.post(format!("{}/v2/{name}/blobs/uploads/", self.base)))
+                .await;
             let location = begun.headers()["location"].to_str().unwrap();
-            let url = if location.starts_with('/') { format!("{}{location}", self.base) } else { location.to_owned() };
+            let url = if location.starts_with('/') {
+                format!("{}{location}", self.base)
+            } else {
+                location.to_owned()
+            };
             let joint = if url.contains('?') { '&' } else { '?' };
             let url = format!("{url}{joint}digest={}", Digest::of(blob));
             self.send(self.client.put(url).body(blob.clone())).await;
         }
         let url = format!("{}/v2/{name}/manifests/{tag}", self.base);
         let kind = "application/vnd.oci.image.manifest.v1+json";
-        self.send(self.client.put(url).header("content-type", kind).body(built.manifest.clone())).await;
+        self.send(self.client.put(url).header("content-type", kind).body(built.manifest.clone()))
+            .await;
     }
 }
 
@@ -155,20 +178,30 @@ fn plain() -> PullOptions {
 /// The pulled image works: its program runs from the unpacked layer.
 fn assert_runs(scratch: &Scratch, reference: &str) {
     let image = scratch.store.resolve(&reference.parse().unwrap()).unwrap();
-    let output = Command::new(image.layers[1].join("bin/sh")).args(["-c", "echo it runs"]).output().unwrap();
+    let output =
+        Command::new(image.layers[1].join("bin/sh")).args(["-c", "echo it runs"]).output().unwrap();
     assert_eq!(output.stdout, b"it runs\n");
     let user = users::resolve(&image.config.user, &image.layers).unwrap();
-    assert_eq!((user.uid, user.gid, user.supplementary_gids, user.home.as_str()), (33, 33, vec![4], "/srv"));
+    assert_eq!(
+        (user.uid, user.gid, user.supplementary_gids, user.home.as_str()),
+        (33, 33, vec![4], "/srv")
+    );
 }
 
 #[tokio::test]
 async fn an_image_comes_from_a_real_registry() {
     let test = "an_image_comes_from_a_real_registry";
-    let (Some(built), Some(registry)) = (busybox(test), Registry::start(test, None, None)) else { return };
+    let (Some(built), Some(registry)) = (busybox(test), Registry::start(test, None, None)) else {
+        return;
+    };
     registry.push("team/busybox", "1.35", &built).await;
     let scratch = scratch().await;
     let reference = format!("{}/team/busybox:1.35", registry.address);
-    let image = scratch.store.pull(&reference.parse().unwrap(), &plain(), ProgressSink::none()).await.unwrap();
+    let image = scratch
+        .store
+        .pull(&reference.parse().unwrap(), &plain(), ProgressSink::none())
+        .await
+        .unwrap();
     assert_eq!(image.digest, built.digest());
     assert_runs(&scratch, &reference);
 
@@ -188,11 +221,15 @@ async fn an_image_comes_from_a_real_registry() {
 async fn a_registry_with_a_password_wants_a_login() {
     let test = "a_registry_with_a_password_wants_a_login";
     let login = Some(("me", "pass:word"));
-    let (Some(built), Some(registry)) = (busybox(test), Registry::start(test, login, None)) else { return };
+    let (Some(built), Some(registry)) = (busybox(test), Registry::start(test, login, None)) else {
+        return;
+    };
     registry.push("app", "latest", &built).await;
     let scratch = scratch().await;
     let reference = format!("{}/app", registry.address);
-    let pull = async || scratch.store.pull(&reference.parse().unwrap(), &plain(), ProgressSink::none()).await;
+    let pull = async || {
+        scratch.store.pull(&reference.parse().unwrap(), &plain(), ProgressSink::none()).await
+    };
     let error = pull().await.unwrap_err();
     assert_eq!(error.kind(), ImageErrorKind::Unauthorized, "{error}");
     let set = async |password: &str| {
@@ -212,11 +249,17 @@ async fn tls_needs_a_certificate_that_is_trusted() {
     let test = "tls_needs_a_certificate_that_is_trusted";
     let scratch = scratch().await;
     let certificate = Certificate::make(scratch.directory.path());
-    let (Some(built), Some(registry)) = (busybox(test), Registry::start(test, None, Some(&certificate))) else { return };
+    let (Some(built), Some(registry)) =
+        (busybox(test), Registry::start(test, None, Some(&certificate)))
+    else {
+        return;
+    };
     registry.push("app", "latest", &built).await;
     let reference = format!("{}/app", registry.address);
     let options = PullOptions::default();
-    let pull = async || scratch.store.pull(&reference.parse().unwrap(), &options, ProgressSink::none()).await;
+    let pull = async || {
+        scratch.store.pull(&reference.parse().unwrap(), &options, ProgressSink::none()).await
+    };
     let error = pull().await.unwrap_err();
     assert_eq!(error.kind(), ImageErrorKind::Unavailable, "{error}");
     assert!(error.to_string().contains("certs/"), "says what to do: {error}");

@@ -73,13 +73,19 @@ impl Inner {
         let high_water = HighWater::DiskPercent(self.options.high_water_percent);
         match self.collect(high_water, self.options.kept_unused) {
             Ok(collected) if collected.removed.is_empty() => {}
-            Ok(collected) => tracing::info!(removed = ?collected.removed, freed_bytes = collected.freed_bytes, "the disk is nearly full: unused images were removed"),
+            Ok(collected) => {
+                tracing::info!(removed = ?collected.removed, freed_bytes = collected.freed_bytes, "the disk is nearly full: unused images were removed")
+            }
             Err(error) => tracing::warn!(%error, "unused images could not be removed"),
         }
     }
 
     /// Spares images that were used or brought in within `kept_unused`.
-    pub(super) fn collect(&self, high_water: HighWater, kept_unused: Duration) -> Result<Collected, ImageError> {
+    pub(super) fn collect(
+        &self,
+        high_water: HighWater,
+        kept_unused: Duration,
+    ) -> Result<Collected, ImageError> {
         let mut collected =
             Collected { freed_bytes: self.remove_unneeded_layers()?, ..Collected::default() };
         self.remove_old_partials()?;
@@ -221,10 +227,17 @@ fn candidates(state: &State, kept_unused: Duration) -> Vec<Candidate> {
     let free = state.index.records().filter(|(digest, _)| !leased.contains(digest));
     free.map(|(digest, record)| Candidate {
         digest: digest.clone(),
-        last_used: state.leases.last_used(digest).unwrap_or(record.imported_at).max(record.imported_at),
+        last_used: state
+            .leases
+            .last_used(digest)
+            .unwrap_or(record.imported_at)
+            .max(record.imported_at),
         named: !state.index.references_of(digest).is_empty(),
     })
-    .filter(|candidate| Duration::try_from(now.duration_since(candidate.last_used)).unwrap_or_default() >= kept_unused)
+    .filter(|candidate| {
+        Duration::try_from(now.duration_since(candidate.last_used)).unwrap_or_default()
+            >= kept_unused
+    })
     .collect()
 }
 

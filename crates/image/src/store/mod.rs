@@ -180,7 +180,9 @@ impl ImageStore {
         blocking(move || {
             inner.make_room();
             match import::import(&inner, &path, reference.as_ref(), &progress) {
-                Ok(digests) => Ok(digests.iter().filter_map(|digest| inner.summary(digest)).collect()),
+                Ok(digests) => {
+                    Ok(digests.iter().filter_map(|digest| inner.summary(digest)).collect())
+                }
                 Err(error) => {
                     inner.sweep();
                     Err(error)

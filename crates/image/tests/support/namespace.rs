@@ -35,6 +35,7 @@ pub fn mount_overlay(layers: &[std::path::PathBuf], path: &Path) {
 
 fn mount(kind: &str, path: &Path, options: &str) {
     std::fs::create_dir_all(path).unwrap();
-    let status = Command::new("mount").args(["-t", kind, "-o", options, kind]).arg(path).status().unwrap();
+    let status =
+        Command::new("mount").args(["-t", kind, "-o", options, kind]).arg(path).status().unwrap();
     assert!(status.success(), "mount -t {kind} -o {options}");
 }
