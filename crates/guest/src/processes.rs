@@ -9,6 +9,8 @@ use atoll_wire::frame::MAX_PAYLOAD_BYTES;
 use atoll_wire::guest::ProcessInfo;
 use rustix::io::Errno;
 
+use crate::relay;
+
 /// Most bytes of a command line that are shown.
 const MAX_COMMAND_BYTES: u64 = 256;
 /// Bytes of a list's JSON beside its entries, generously.
@@ -49,6 +51,8 @@ pub(crate) fn count_threads(enough: u64) -> u64 {
 pub(crate) fn signal_everyone(signal: i32) -> Result<(), Errno> {
     let answer = if rustix::process::getpid() == rustix::process::Pid::INIT {
         atoll_sys::signals::signal_everyone(signal)
+    } else if relay::is_between() {
+        atoll_sys::signals::signal_everyone_below_first(signal)
     } else {
         // In a shared pid namespace: everyone is who descends from the guest.
         descendants().into_iter().try_for_each(|pid| {
@@ -68,14 +72,16 @@ fn own_pid() -> i32 {
     rustix::process::getpid().as_raw_nonzero().get()
 }
 
-/// All process numbers that /proc shows, but the guest's.
+/// All process numbers that /proc shows, but the guest's and its relay's.
 fn pids() -> impl Iterator<Item = i32> {
     let own = own_pid();
+    let relay =
+        if relay::is_between() { rustix::process::Pid::INIT.as_raw_nonzero().get() } else { own };
     fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(move |pid| *pid != own)
+        .filter(move |pid| *pid != own && *pid != relay)
 }
 
 fn descendants() -> Vec<i32> {

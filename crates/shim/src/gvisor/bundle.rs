@@ -143,7 +143,7 @@ pub(super) fn container(
     paths: &Paths<'_>,
 ) -> Config {
     let process = match container.init {
-        Init::Guest => guest_process(container.process.capabilities),
+        Init::Guest => guest_process(container.process.capabilities, container.limits.pids),
         Init::Image => image_process(&container.process),
     };
     let mut config = bare(plan, process, role, paths, container.read_only_root);
@@ -151,12 +151,7 @@ pub(super) fn container(
         config.mounts.push(bind("/tmp", tmp, &["rw", "nosuid", "nodev"]));
     }
     if container.init == Init::Guest {
-        config.mounts.push(Mount {
-            destination: INNER_CGROUP_PATH.into(),
-            kind: "cgroup",
-            source: "cgroup".into(),
-            options: options(&["nosuid", "nodev", "noexec"]),
-        });
+        config.mounts.push(inner_cgroup());
     }
     config.mounts.push(tmpfs("/dev/shm", SHM_SOURCE, plan.shm_bytes, 0o1777, &["noexec"]));
     for tmpfs_plan in &container.tmpfs {
@@ -184,7 +179,9 @@ pub(super) fn container(
 
 /// The configuration of a container that only keeps the Sentry while others come and go: the guest, told nothing.
 pub(super) fn keeper(plan: &SandboxPlan, paths: &Paths<'_>) -> Config {
-    bare(plan, guest_process(0), Role::Sandbox, paths, true)
+    let mut config = bare(plan, guest_process(0, 0), Role::Sandbox, paths, true);
+    config.mounts.push(inner_cgroup());
+    config
 }
 
 fn bare(
@@ -276,7 +273,17 @@ fn options(flags: &[&str]) -> Vec<String> {
     flags.iter().map(|flag| (*flag).to_owned()).collect()
 }
 
-fn guest_process(workload_capabilities: u64) -> Process {
+fn inner_cgroup() -> Mount {
+    Mount {
+        destination: INNER_CGROUP_PATH.into(),
+        kind: "cgroup",
+        source: "cgroup".into(),
+        options: options(&["nosuid", "nodev", "noexec"]),
+    }
+}
+
+/// The guest behind a relay: gVisor lets root open what another process has open.
+fn guest_process(workload_capabilities: u64, pids_limit: u64) -> Process {
     let mut set = CapabilitySet::from_mask(workload_capabilities);
     for name in GUEST_CAPABILITIES {
         if let Some(number) = atoll_sys::capabilities::number(name) {
@@ -286,7 +293,7 @@ fn guest_process(workload_capabilities: u64) -> Process {
     Process {
         terminal: false,
         user: User { uid: 0, gid: 0, additional_gids: Vec::new(), umask: 0o022 },
-        args: vec![GUEST_PATH.into()],
+        args: vec![GUEST_PATH.into(), "relay".into(), pids_limit.to_string()],
         env: Vec::new(),
         cwd: "/".into(),
         capabilities: Capabilities::all_of(set),

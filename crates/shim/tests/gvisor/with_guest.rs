@@ -1,5 +1,6 @@
 //! A container with atoll's guest as its first process.
 
+use atoll_sys::capabilities::CapabilitySet;
 use atoll_sys::process::Exit;
 use atoll_wire::shim::Init;
 
@@ -28,6 +29,47 @@ fn a_guest_works_in_an_image_that_holds_nothing_of_its_own() {
 }
 
 #[test]
+fn the_workload_has_its_user_and_no_way_to_the_guest_or_out() {
+    let Some(runsc) = runsc("the_workload_has_its_user_and_no_way_to_the_guest_or_out") else {
+        return;
+    };
+    let mut sandbox = Sandbox::prepare(runsc, |layer| {
+        let mut one = container("main", layer, "");
+        one.init = Init::Guest;
+        vec![one]
+    });
+    let mut guest = Guest::begin(&mut sandbox, 0);
+    // Each line that is said is a door that was open. Root does not try to kill: see the next test.
+    let attacks = "id -u; hostname; \
+        for pid in 1 2; do \
+          for dir in /proc/$pid /proc/$pid/task/$pid; do for fd in 0 1 2; do \
+            (echo x > $dir/fd/$fd) 2>/dev/null && echo wrote $dir/fd/$fd; \
+            busybox timeout 1 dd if=$dir/fd/$fd bs=1 count=1 2>/dev/null | busybox grep -q . && echo read $dir/fd/$fd; \
+          done; busybox umount $dir/fd 2>/dev/null && echo uncovered $dir; done; \
+          busybox dd if=/proc/$pid/mem bs=1 count=1 >/dev/null 2>&1 && echo inspected $pid; \
+          [ $(id -u) = 0 ] || { kill -9 $pid 2>/dev/null && echo killed $pid; }; \
+        done; \
+        (echo x > /dev/.atoll-guest) 2>/dev/null && echo overwrote the guest; \
+        busybox umount /dev/.atoll-guest 2>/dev/null && echo unmounted the guest; \
+        ls /sys/fs/cgroup/pids >/dev/null 2>&1 && echo saw the limits; \
+        busybox umount /sys/fs/cgroup 2>/dev/null && echo uncovered the limits; \
+        busybox mount -t proc none /tmp 2>/dev/null && echo mounted; \
+        busybox unshare -Ur true 2>/dev/null && echo namespace; echo end";
+    guest.start(shell("read forever"));
+    for uid in [0, 1000] {
+        let mut spec = shell(attacks);
+        spec.user.uid = uid;
+        // Root as an image's root is: able to pass over permissions of files.
+        spec.capabilities = CapabilitySet::container_default().mask();
+        let ran = guest.exec(spec);
+        assert_eq!(ran.output, format!("{uid}\nisland\nend\n"));
+        assert_eq!(ran.exited.unwrap().code, Some(0));
+    }
+    sandbox.engine.kill(0).unwrap();
+    wait(&guest.begun);
+}
+
+#[test]
 fn a_guest_that_root_inside_kills_is_told_apart_from_a_dead_sentry() {
     let Some(runsc) = runsc("a_guest_that_root_inside_kills_is_told_apart_from_a_dead_sentry")
     else {
@@ -44,4 +86,24 @@ fn a_guest_that_root_inside_kills_is_told_apart_from_a_dead_sentry() {
     let evidence = sandbox.engine.evidence(0);
     assert_eq!(evidence.init_exit, Some(Exit::Code(128 + 9)));
     assert!(!evidence.sentry_died, "{evidence:?}");
+}
+
+#[test]
+fn a_fork_bomb_meets_the_sandboxs_own_pids_limit() {
+    let Some(runsc) = runsc("a_fork_bomb_meets_the_sandboxs_own_pids_limit") else { return };
+    let mut sandbox = Sandbox::prepare(runsc, |layer| {
+        let mut one = container("main", layer, "");
+        one.init = Init::Guest;
+        one.limits.pids = 32;
+        vec![one]
+    });
+    let mut guest = Guest::begin(&mut sandbox, 0);
+    guest.start(shell("bomb() { bomb | bomb & }; bomb; while :; do sleep 1 & done"));
+    let ran = guest.follow(0, |_| false);
+    let evidence = sandbox.engine.evidence(0);
+    let told = ran.exited.is_some_and(|exited| exited.pids_limit || evidence.pids_limit);
+    assert!(told, "{ran:?} {evidence:?}");
+    assert!(!evidence.host_pids_backstop && !evidence.out_of_memory, "{evidence:?}");
+    guest.acknowledge();
+    wait(&guest.begun);
 }
