@@ -33,6 +33,11 @@ pub(crate) fn list() -> Vec<ProcessInfo> {
 
 /// Threads of all processes but the guest; stops to count above `enough`.
 pub(crate) fn count_threads(enough: u64) -> u64 {
+    if let Some(kernel) = relay::kernel_threads()
+        && (kernel.only_ours || kernel.count <= enough)
+    {
+        return kernel.count;
+    }
     let mut threads: u64 = 0;
     for pid in pids() {
         // A process that has just vanished counts no more; one that cannot be read counts as one.

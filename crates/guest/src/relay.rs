@@ -18,19 +18,25 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-/// The argument that asks for a relay; the limit of processes follows.
+/// The argument that asks for a relay; the limit of processes follows, and whether other containers share the kernel.
 const ARGUMENT: &str = "relay";
+const ALONE: &str = "alone";
+const SHARED: &str = "shared";
 /// gVisor's control groups, as the container's configuration has them mounted for its first process.
 const CGROUP_DIRECTORY: &str = "/sys/fs/cgroup";
 const PIDS_LIMIT_FILE: &str = "/sys/fs/cgroup/pids/pids.max";
-/// Processes above the workload's limit: relay and guest, and one so that a count above the limit can be seen by the guest, which
-/// then ends the workload for that reason.
-const PIDS_BESIDE_WORKLOAD: u64 = 3;
+/// Processes that are not the workload's.
+const RELAY_AND_GUEST: u64 = 2;
+/// Processes above the workload's limit that gVisor lets be: one more, so that the guest sees a count above the limit and ends the
+/// workload for that reason. gVisor 20240729 counts loosely: under a fork bomb its own limit only slows.
+const PIDS_BESIDE_WORKLOAD: u64 = RELAY_AND_GUEST + 1;
 /// Bytes under way in one direction: a pipe's worth.
 const BUFFER_BYTES: usize = 64 * 1024;
 
 /// Set in a guest whose parent is a relay.
 static BETWEEN: AtomicBool = AtomicBool::new(false);
+/// Set in such a guest when its kernel has no other container.
+static IS_ALONE: AtomicBool = AtomicBool::new(false);
 
 /// Who this process is now.
 pub(crate) enum Side {
@@ -48,7 +54,26 @@ pub(crate) fn is_between() -> bool {
     BETWEEN.load(Ordering::Relaxed)
 }
 
-/// Without arguments this process is the guest. With `relay LIMIT` it becomes the relay, and a child of it the guest; returns in both.
+/// Threads that the kernel has beside relay and guest, those of other containers included; `None` without a relay. One system call, which
+/// a guest gets through even when it must share a CPU with a thousand processes: reading /proc would take seconds then.
+pub(crate) fn kernel_threads() -> Option<KernelThreads> {
+    if !is_between() {
+        return None;
+    }
+    let all = u64::from(rustix::system::sysinfo().procs);
+    let count = all.saturating_sub(RELAY_AND_GUEST);
+    Some(KernelThreads { count, only_ours: IS_ALONE.load(Ordering::Relaxed) })
+}
+
+/// See [`kernel_threads`].
+pub(crate) struct KernelThreads {
+    /// How many.
+    pub(crate) count: u64,
+    /// All of them are the workload's.
+    pub(crate) only_ours: bool,
+}
+
+/// Without arguments this process is the guest. With `relay LIMIT alone|shared` it becomes the relay, and a child of it the guest; returns in both.
 ///
 /// # Errors
 /// For other arguments, or when the kernel does not grant all of it: then nothing may run.
@@ -60,6 +85,11 @@ pub(crate) fn take_sides(mut arguments: impl Iterator<Item = String>) -> std::io
     }
     let limit = arguments.next().and_then(|limit| limit.parse::<u64>().ok());
     let limit = limit.ok_or_else(|| std::io::Error::other("the limit of processes is missing"))?;
+    let alone = match arguments.next().as_deref() {
+        Some(ALONE) => true,
+        Some(SHARED) => false,
+        _ => return Err(std::io::Error::other("alone or shared is missing")),
+    };
     if rustix::process::getpid() != rustix::process::Pid::INIT {
         return Err(std::io::Error::other("a relay must be the first process"));
     }
@@ -74,6 +104,7 @@ pub(crate) fn take_sides(mut arguments: impl Iterator<Item = String>) -> std::io
             rustix::stdio::dup2_stderr(&guest_diagnostics)?;
             process::become_child_subreaper().map_err(std::io::Error::other)?;
             BETWEEN.store(true, Ordering::Relaxed);
+            IS_ALONE.store(alone, Ordering::Relaxed);
             Ok(Side::Guest)
         }
         Forked::Parent(guest) => {
@@ -226,7 +257,13 @@ mod tests {
     fn only_known_arguments_and_only_a_first_process_are_taken() {
         let sides = |arguments: &[&str]| take_sides(arguments.iter().map(ToString::to_string));
         assert!(matches!(sides(&[]), Ok(Side::Guest)));
-        for wrong in [&["other"][..], &["relay"], &["relay", "-1"], &["relay", "5"]] {
+        for wrong in [
+            &["other"][..],
+            &["relay"],
+            &["relay", "-1", ALONE],
+            &["relay", "5"],
+            &["relay", "5", ALONE],
+        ] {
             assert!(sides(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -42,8 +42,8 @@ impl GvisorEngine {
             .is_ok_and(|ready| ready > 0)
     }
 
-    /// See [`crate::engine::Engine::evidence`].
-    pub(super) fn evidence_of(&self, index: usize) -> EndEvidence {
+    /// See [`crate::engine::Engine::evidence`]: the Sentry's for all its containers. Their own pids limit is the guest's to tell.
+    pub(super) fn sentry_evidence(&self) -> EndEvidence {
         let mut evidence = EndEvidence::default();
         if let Some(group) = &self.group {
             evidence.out_of_memory = group.oom_kills().is_ok_and(|kills| kills > 0);
@@ -62,14 +62,6 @@ impl GvisorEngine {
             evidence.init_exit = exit;
             evidence.sentry_died =
                 matches!(exit, Some(Exit::Signal(_) | Exit::Code(GO_PANIC_EXIT_CODE)));
-        }
-        if runs
-            && let (Ok(pids), Some(container)) = (
-                self.sentry.pids(&container_id(&self.plan, Some(index))),
-                self.plan.containers.get(index),
-            )
-        {
-            evidence.pids_limit = pids > container.limits.pids;
         }
         evidence
     }

@@ -14,8 +14,9 @@ const MEMBER_MEMORY_BYTES: u64 = 16 << 20;
 /// What the Sentry keeps of each process or thread of the workload (0.18 MiB measured with 200 sleeping processes).
 const MEMORY_BYTES_PER_PID: u64 = 256 << 10;
 
-/// Threads of gVisor's own processes that do not depend on the workload (24 measured; runsc commands come and go with 20 each).
-const SENTRY_THREADS: u64 = 512;
+/// Threads of gVisor's own processes that do not depend on the workload: 24 measured, 20 more for each runsc command; the rest is what a
+/// fork bomb gets beyond its limit before the guest has ended it (300 measured with a limit of 32).
+const SENTRY_THREADS: u64 = 1024;
 /// Host threads for each process or thread of the workload (2 measured asleep, 3 busy: one of the platform's stub, one that waits for it
 /// in the Sentry).
 const THREADS_PER_PID: u64 = 4;

@@ -12,8 +12,12 @@
 //! Network: runsc starts inside the sandbox's network namespace and takes addresses and routes off its interfaces. With the loopback alone
 //! nothing is lost; who lends a namespace with an addressed interface puts the addresses back before it is lent again.
 //!
-//! Limits: memory, CPU and host threads are limited for the Sentry as a whole ([`limits`]); the workload's pids are counted inside, by
-//! the guest ([`atoll_wire::guest::Boot::pids_limit`]). Memory file systems are the Sentry's own: their pages count as the sandbox's memory.
+//! Limits: memory, CPU and host threads are limited for the Sentry as a whole ([`limits`]). The workload's pids are counted in three rings:
+//! gVisor's own pids controller, which the guest's relay sets (EAGAIN, but loosely: it counts wrong while forks fail); the guest, which
+//! ends a workload above its limit ([`atoll_wire::guest::Boot::pids_limit`]); the host's backstop, which ends the Sentry. With `init: image`
+//! there is no guest, and only the backstop. Memory file systems are the Sentry's own: their pages count as the sandbox's memory.
+//!
+//! The guest's channel: gVisor lets root inside open through /proc what another process has open, so the guest stands behind a relay.
 
 mod bundle;
 mod end;
@@ -223,8 +227,8 @@ impl Engine for GvisorEngine {
         group.set(&limits).map_err(|error| EngineError::new("set the CPU quota", told(&error)))
     }
 
-    fn evidence(&mut self, container: usize) -> EndEvidence {
-        self.evidence_of(container)
+    fn evidence(&mut self, _container: usize) -> EndEvidence {
+        self.sentry_evidence()
     }
 
     fn remove(&mut self) -> Result<(), EngineError> {

@@ -30,8 +30,6 @@ struct Answer {
     success: bool,
     #[serde(default)]
     err: String,
-    #[serde(default)]
-    result: serde_json::Value,
 }
 
 /// SOURCE: runsc/boot/controller.go, SignalArgs.
@@ -54,34 +52,6 @@ pub(super) enum Receiver {
     Init,
     /// Every process of the container.
     Everyone,
-}
-
-#[derive(Serialize, Deserialize)]
-struct ControlFile<'a> {
-    controller: &'a str,
-    path: &'a str,
-    name: &'a str,
-}
-
-#[derive(Serialize)]
-struct ReadArgs<'a> {
-    args: [ReadArg<'a>; 1],
-}
-
-#[derive(Serialize)]
-struct ReadArg<'a> {
-    file: ControlFile<'a>,
-}
-
-#[derive(Deserialize)]
-struct ReadResults {
-    results: Vec<ReadResult>,
-}
-
-#[derive(Deserialize)]
-struct ReadResult {
-    value: String,
-    is_error: bool,
 }
 
 /// A Sentry's control socket.
@@ -131,23 +101,7 @@ impl Sentry {
             Receiver::Everyone => 1,
         };
         let args = SignalArgs { container_id, signal, pid: 0, mode };
-        self.call("containerManager.Signal", args).map(drop)
-    }
-
-    /// How many processes and threads a container has by gVisor's own pids controller.
-    ///
-    /// # Errors
-    /// When the Sentry does not answer, or the container has no such controller.
-    pub(super) fn pids(&self, container_id: &str) -> std::io::Result<u64> {
-        let path = format!("/{container_id}");
-        let file = ControlFile { controller: "pids", path: &path, name: "pids.current" };
-        let answer =
-            self.call("Cgroups.ReadControlFiles", ReadArgs { args: [ReadArg { file }] })?;
-        let answer: ReadResults = serde_json::from_value(answer)?;
-        let first = answer.results.first().filter(|first| !first.is_error);
-        first
-            .and_then(|first| first.value.trim().parse().ok())
-            .ok_or_else(|| std::io::Error::other("the Sentry counts no pids of this container"))
+        self.call("containerManager.Signal", args)
     }
 
     fn send<A: Serialize>(&self, method: &str, arg: A) -> std::io::Result<UnixStream> {
@@ -157,7 +111,7 @@ impl Sentry {
         Ok(stream)
     }
 
-    fn call<A: Serialize>(&self, method: &str, arg: A) -> std::io::Result<serde_json::Value> {
+    fn call<A: Serialize>(&self, method: &str, arg: A) -> std::io::Result<()> {
         let mut stream = self.send(method, arg)?;
         stream.set_read_timeout(Some(ANSWER_WITHIN))?;
         let mut bytes = Vec::new();
@@ -167,7 +121,7 @@ impl Sentry {
             bytes.extend_from_slice(&part[..read]);
             let whole = serde_json::Deserializer::from_slice(&bytes).into_iter::<Answer>().next();
             match whole {
-                Some(Ok(answer)) if answer.success => return Ok(answer.result),
+                Some(Ok(answer)) if answer.success => return Ok(()),
                 Some(Ok(answer)) => {
                     let said: String = answer.err.chars().take(300).collect();
                     return Err(std::io::Error::other(said));
