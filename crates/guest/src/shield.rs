@@ -5,6 +5,9 @@
 //! file system of its own: the pids limit is set there, so that the workload sees EAGAIN, and the place is covered as well. Undoing any of
 //! it takes CAP_SYS_ADMIN, which a workload does not have.
 //!
+//! Behind a [`relay`] the channel, limit and place are covered already, and both processes are guarded here. Without one a process just
+//! forked shows copies of the channel's descriptors until it execs.
+//!
 //! Fails closed: what cannot be covered fails the boot.
 
 use std::fs::File;
@@ -13,6 +16,8 @@ use std::path::Path;
 
 use atoll_sys::spawn::Filter;
 use rustix::mount::MountFlags;
+
+use crate::relay;
 
 /// What gVisor says it is, always. No Linux so old could have made the container: it takes clone3 and the mount API.
 /// SOURCE: pkg/sentry/syscalls/linux/linux64.go (LinuxRelease).
@@ -50,7 +55,10 @@ pub(crate) fn raise(pids_limit: Option<u64>) -> Result<Shield, String> {
     if Path::new(PIDS_MAX).exists() {
         cover(CONTROL_GROUPS)?;
     }
-    Ok(Shield { filters: vec![Filter::guarding(pid)], limits_processes })
+    let first = rustix::process::Pid::INIT.as_raw_nonzero().get();
+    let relay = relay::is_between().then_some(first);
+    let filters = relay.into_iter().chain([pid]).map(Filter::guarding).collect();
+    Ok(Shield { filters, limits_processes })
 }
 
 /// The guest itself is one of the counted. Says whether the limit holds.
