@@ -26,6 +26,8 @@ use std::sync::Arc;
 use atoll_model::spec::Class;
 use atoll_runtime::{Runtime, RuntimeClass};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use config::{ListenAddress, ListenError, OnServing, ServerConfig, ServerError};
 pub use data_dir::{DataDir, DataDirError};
@@ -67,6 +69,8 @@ pub async fn run(
         traces: traces::Traces::to(std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().as_deref()),
         sandboxes_directory: data_dir.sandboxes_directory(),
         owners: owner::Owners::default(),
+        tasks: TaskTracker::new(),
+        ending: CancellationToken::new(),
     });
     recover::recover(&context, bad).await;
     for runtime in runtimes {
@@ -88,6 +92,10 @@ pub async fn run(
     if let Err(error) = serving.await {
         tracing::error!(%error, "serving ended badly");
     }
+    context.ending.cancel();
+    context.tasks.close();
+    context.tasks.wait().await;
+    context.store.close().await;
     for runtime in &config.runtimes {
         runtime.shutdown().await;
     }

@@ -27,6 +27,8 @@ use atoll_model::spec::{Class, SandboxSpec};
 use atoll_runtime::Runtime;
 use atoll_wire::rest;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::images::ImageSource;
 use crate::metrics::Metrics;
@@ -52,6 +54,10 @@ pub(crate) struct Context {
     /// Below it lie the directories of sandboxes, named by uid.
     pub(crate) sandboxes_directory: std::path::PathBuf,
     pub(crate) owners: Owners,
+    /// All owners' tasks.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when the server ends: owners then stop, sandboxes go on.
+    pub(crate) ending: CancellationToken,
 }
 
 /// What others ask of an owner.
@@ -133,7 +139,7 @@ pub(crate) fn begin(context: &Arc<Context>, subject: Subject, begin: Begin) {
     let handle = OwnerHandle { commands, live, spec: Arc::clone(&subject.spec) };
     context.owners.insert(subject.uid.to_string(), handle);
     let owner = task::Owner::new(Arc::clone(context), subject, receiver, live_sender);
-    tokio::spawn(owner.run(begin));
+    context.tasks.spawn(owner.run(begin));
 }
 
 /// Which sandbox an owner owns.

@@ -69,6 +69,11 @@ impl Persist {
         self.finish = Some(finish);
     }
 
+    /// Whatever waits is due.
+    pub(super) fn hurry(&mut self) {
+        self.due = self.due.map(|_| Instant::now());
+    }
+
     /// All changes are on disk.
     pub(super) fn is_settled(&self) -> bool {
         self.due.is_none() && self.in_flight.is_none()

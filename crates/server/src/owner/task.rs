@@ -29,6 +29,8 @@ pub(crate) enum Begin {
 
 /// After a stop's grace the shim kills; this much later the owner does.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
+/// Longest wait for the disk when the server ends.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 const LEAST_PAUSE: Duration = Duration::from_millis(200);
 const MOST_PAUSE: Duration = Duration::from_secs(15);
 /// tokio's timers end after about two years: a deadline beyond is looked at again then.
@@ -67,6 +69,8 @@ pub(super) struct Owner {
     kill_at: Option<Instant>,
     waiters: Vec<oneshot::Sender<Result<(), String>>>,
     recovered: Option<oneshot::Sender<()>>,
+    /// Its record in memory says more than the one on disk: how long it took to get there.
+    amended: bool,
 }
 
 impl Owner {
@@ -99,6 +103,7 @@ impl Owner {
             kill_at: None,
             waiters: Vec::new(),
             recovered: None,
+            amended: false,
             subject,
         }
     }
@@ -115,7 +120,15 @@ impl Owner {
                 self.adopt();
             }
         }
-        while !self.step().await {}
+        let ending = self.context.ending.clone();
+        while !ending.is_cancelled() {
+            if self.step().await {
+                break;
+            }
+        }
+        if ending.is_cancelled() {
+            self.flush().await;
+        }
         self.context.owners.remove(&self.subject.uid.to_string());
     }
 
@@ -123,8 +136,10 @@ impl Owner {
     async fn step(&mut self) -> bool {
         self.begin_what_is_due();
         let wake_at = self.wake_at();
+        let ending = self.context.ending.clone();
         tokio::select! {
             biased;
+            () = ending.cancelled() => {}
             command = self.commands.recv() => match command {
                 Some(command) => self.take_command(command),
                 // The registry holds a sender for as long as this runs.
@@ -136,11 +151,35 @@ impl Owner {
                 return self.take_outcome(outcome).await;
             }
             written = self.persist.done() => if let Some(written) = written {
+                self.amended |= self.subject.record.status.timeline != written.status.timeline;
                 self.subject.record.status.timeline.clone_from(&written.status.timeline);
             },
             () = tokio::time::sleep_until(wake_at) => {}
         }
         false
+    }
+
+    /// What is known now goes to disk before the server ends; what is not is found out again by the next one.
+    async fn flush(&mut self) {
+        let deadline = Instant::now() + FLUSH_DEADLINE;
+        if self.amended {
+            self.persist.note(Urgency::Now);
+        }
+        while !self.persist.is_settled() {
+            self.persist.hurry();
+            self.write_if_due();
+            if tokio::time::timeout_at(deadline, self.persist.done()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn write_if_due(&mut self) {
+        let (subject, state) = (&mut self.subject, &self.state);
+        self.persist.begin_if_due(&self.context.store, || {
+            status::show(state, &mut subject.record.status);
+            subject.record.clone()
+        });
     }
 
     fn wake_at(&self) -> Instant {
@@ -173,11 +212,7 @@ impl Owner {
             self.expiry = None;
             self.attached = usize::MAX;
         }
-        let (subject, state) = (&mut self.subject, &self.state);
-        self.persist.begin_if_due(&self.context.store, || {
-            status::show(state, &mut subject.record.status);
-            subject.record.clone()
-        });
+        self.write_if_due();
         let ended = self.events.is_none() || self.kill_at.is_none_or(|at| at <= now);
         if self.state.phase == Phase::Deleting
             && self.persist.is_settled()
@@ -584,6 +619,7 @@ impl Owner {
             let write = Write::Delete { name: name.clone(), uid: uid.clone() };
             match self.context.store.commit(write, vec![event]).await {
                 Ok(_) | Err(StoreError::NotFound { .. } | StoreError::Closed) => break,
+                Err(_) if self.context.ending.is_cancelled() => break,
                 Err(error) => {
                     tracing::error!(%error, name, "a deletion could not be written; it is tried again");
                     tokio::time::sleep(self.pace.pause()).await;

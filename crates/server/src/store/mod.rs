@@ -25,7 +25,7 @@ use memory::Memory;
 pub(crate) use memory::{Change, ChangeKind, Object};
 pub(crate) use watch::{Gone, Watch};
 pub(crate) use writer::Finish;
-use writer::{Job, Writer};
+use writer::{Job, Order, Writer};
 
 /// Why the store cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +126,7 @@ impl Default for Limits {
 #[derive(Clone)]
 pub(crate) struct Store {
     memory: Arc<RwLock<Memory>>,
-    jobs: mpsc::Sender<Job>,
+    orders: mpsc::Sender<Order>,
     versions: tokio::sync::watch::Receiver<u64>,
 }
 
@@ -148,7 +148,7 @@ impl Store {
         let (versions_sender, versions) = tokio::sync::watch::channel(memory.version());
         let memory = Arc::new(RwLock::new(memory));
         // Guess: as many as fit into a few commits; more wait in their own tasks.
-        let (jobs, receiver) = mpsc::channel(1024);
+        let (orders, receiver) = mpsc::channel(1024);
         let writer = Writer::new(Box::new(journal), Arc::clone(&memory), versions_sender);
         std::thread::Builder::new()
             .name("store".into())
@@ -158,7 +158,7 @@ impl Store {
                 path: directory.to_owned(),
                 message: error.to_string(),
             })?;
-        Ok((Self { memory, jobs, versions }, bad))
+        Ok((Self { memory, orders, versions }, bad))
     }
 
     /// Commits a write and its events; what it returns is on disk. `None` for a delete or events only.
@@ -180,8 +180,16 @@ impl Store {
     ) -> Result<Option<Arc<rest::Sandbox>>, StoreError> {
         let (reply, answer) = oneshot::channel();
         let job = Job { write, events, finish, reply };
-        self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
+        self.orders.send(Order::Write(job)).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Commits what waits and lets go of the files. Later writes fail.
+    pub(crate) async fn close(&self) {
+        let (closed, done) = oneshot::channel();
+        if self.orders.send(Order::Close(closed)).await.is_ok() {
+            done.await.ok();
+        }
     }
 
     /// One sandbox, by name.

@@ -56,11 +56,18 @@ async fn what_was_acknowledged_is_there_after_a_restart_with_growing_versions() 
     assert_eq!(c.resource_version, version + 1);
 }
 
-/// Waits for the writer thread to let go of the database.
 async fn close(store: Store) {
-    let mut versions = store.versions.clone();
-    drop(store);
-    while versions.changed().await.is_ok() {}
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_closed_store_takes_nothing_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    store.close().await;
+    let refused = store.commit(Write::Create(sandbox("a")), Vec::new()).await;
+    assert!(matches!(refused, Err(StoreError::Closed)));
+    store.close().await;
 }
 
 #[tokio::test]

@@ -15,6 +15,14 @@ const MAX_GROUP: usize = 256;
 
 type Reply = oneshot::Sender<Result<Option<Arc<rest::Sandbox>>, StoreError>>;
 
+/// What the writer is asked.
+pub(crate) enum Order {
+    /// A write.
+    Write(Job),
+    /// Let go of the journal, then say so.
+    Close(oneshot::Sender<()>),
+}
+
 /// A write that waits.
 pub(crate) struct Job {
     pub(super) write: Write,
@@ -62,18 +70,27 @@ impl Writer {
         Self { journal, memory, versions }
     }
 
-    /// Runs until nobody can send any more.
-    pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+    /// Runs until it is told to close, or nobody can send any more.
+    pub(super) fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         let mut waiting = Vec::with_capacity(MAX_GROUP);
-        while let Some(first) = jobs.blocking_recv() {
-            waiting.push(first);
-            while waiting.len() < MAX_GROUP {
-                match jobs.try_recv() {
-                    Ok(job) => waiting.push(job),
-                    Err(_) => break,
+        let mut closing = None;
+        while closing.is_none() {
+            let Some(first) = orders.blocking_recv() else { return };
+            let mut next = Some(first);
+            while let Some(order) = next {
+                match order {
+                    Order::Write(job) => waiting.push(job),
+                    Order::Close(closed) => closing = Some(closed),
                 }
+                let full = waiting.len() == MAX_GROUP || closing.is_some();
+                next = if full { None } else { orders.try_recv().ok() };
             }
             self.commit(waiting.drain(..));
+        }
+        drop(self);
+        if let Some(closed) = closing {
+            // Whoever asked may be gone.
+            closed.send(()).ok();
         }
     }
 
