@@ -9,12 +9,17 @@ use serde_json::{Value, json};
 use support::{PATIENCE, TestServer, answer, error, manifest};
 use tokio_tungstenite::tungstenite::{self, Message};
 
-type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+type Socket =
+    tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
 async fn connect(server: &TestServer, path: &str) -> Result<Socket, tungstenite::Error> {
     use tungstenite::client::IntoClientRequest;
-    let mut request = format!("{}{path}", server.address.replace("http://", "ws://")).into_client_request().unwrap();
-    request.headers_mut().insert("authorization", format!("Bearer {}", server.token).parse().unwrap());
+    let mut request = format!("{}{path}", server.address.replace("http://", "ws://"))
+        .into_client_request()
+        .unwrap();
+    request
+        .headers_mut()
+        .insert("authorization", format!("Bearer {}", server.token).parse().unwrap());
     tokio_tungstenite::connect_async(request).await.map(|(socket, _)| socket)
 }
 
@@ -76,9 +81,13 @@ async fn a_further_process_has_the_environment_of_its_container() {
     body["spec"]["containers"][0]["env"] = json!(["A=spec", "B=spec"]);
     server.post("/api/v1/sandboxes?wait=running", body).await;
     let check = async |server: &TestServer| {
-        let (out, _, _) = exec(server, json!({"command": ["env"], "env": ["B=exec", "C=exec"], "tty": true})).await;
+        let (out, _, _) =
+            exec(server, json!({"command": ["env"], "env": ["B=exec", "C=exec"], "tty": true}))
+                .await;
         let lines: Vec<&str> = out.lines().map(str::trim_end).collect();
-        for entry in ["FROM=image", "A=spec", "B=exec", "C=exec", "HOSTNAME=one", "HOME=/root", "TERM=xterm"] {
+        for entry in
+            ["FROM=image", "A=spec", "B=exec", "C=exec", "HOSTNAME=one", "HOME=/root", "TERM=xterm"]
+        {
             assert!(lines.contains(&entry), "{entry} in {lines:?}");
         }
         assert!(!lines.contains(&"B=spec"));
@@ -109,9 +118,14 @@ async fn what_cannot_be_executed_is_said() {
     let mut socket = connect(&server, "/api/v1/sandboxes/over/exec").await.unwrap();
     text(&mut socket, json!({"command": ["true"]})).await;
     let (_, _, messages) = gather(&mut socket).await;
-    assert!(matches!(&messages[..], [StreamMessage::Error { message }] if message.contains("Succeeded")), "{messages:?}");
+    assert!(
+        matches!(&messages[..], [StreamMessage::Error { message }] if message.contains("Succeeded")),
+        "{messages:?}"
+    );
     match connect(&server, "/api/v1/sandboxes/none/exec").await {
-        Err(tungstenite::Error::Http(response)) => assert_eq!(response.status(), StatusCode::NOT_FOUND),
+        Err(tungstenite::Error::Http(response)) => {
+            assert_eq!(response.status(), StatusCode::NOT_FOUND)
+        }
         other => panic!("{:?}", other.map(|_| ())),
     }
 }
@@ -119,7 +133,7 @@ async fn what_cannot_be_executed_is_said() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attached_client_gets_all_output_from_the_first_byte() {
     let server = TestServer::start().await;
-    let mut body = manifest("one", &["echo", "first"]);
+    let mut body = manifest("one", &["sh", "-c", "echo first; sleep 1"]);
     body["spec"]["containers"][0]["await_attach"] = json!(true);
     body["spec"]["detach_ttl_seconds"] = json!(1);
     let (status, _) = server.post("/api/v1/sandboxes", body).await;
@@ -130,7 +144,10 @@ async fn an_attached_client_gets_all_output_from_the_first_byte() {
     assert_eq!((out.as_str(), messages.last()), ("first\n", Some(&exited(0))));
     drop(socket);
     let (status, _) = server.get("/api/v1/sandboxes/one?wait=deleted&timeout_seconds=15").await;
-    assert!(status == StatusCode::OK || status == StatusCode::NOT_FOUND, "bound to its client: {status}");
+    assert!(
+        status == StatusCode::OK || status == StatusCode::NOT_FOUND,
+        "bound to its client: {status}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,7 +158,11 @@ async fn logs_are_the_output_also_after_the_end_and_a_restart() {
     };
     server.create("one", &["echo", "hello"]).await;
     let (status, text) = follow(&server, "one", "?follow=true").await;
-    assert_eq!((status, text.as_str()), (StatusCode::OK, Some("hello\n")), "it ends with its container");
+    assert_eq!(
+        (status, text.as_str()),
+        (StatusCode::OK, Some("hello\n")),
+        "it ends with its container"
+    );
     let (_, records) = follow(&server, "one", "?format=records").await;
     assert!(records.as_str().unwrap().ends_with(" stdout F hello\n"), "{records}");
     let (_, none) = follow(&server, "one", "?tail=0").await;
@@ -167,8 +188,11 @@ async fn files_go_in_and_come_out() {
     let response = server.request(Method::GET, path).send().await.unwrap();
     assert_eq!(response.headers()["content-type"], "application/x-tar");
     assert_eq!(response.bytes().await.unwrap().len(), tar.len());
-    for bad in ["?path=relative", "?path=/a/../b", "?path=/a&container=none", "?path=/a&user=stranger", ""] {
-        let (status, _) = answer(server.request(Method::GET, &format!("/api/v1/sandboxes/one/files{bad}"))).await;
+    for bad in
+        ["?path=relative", "?path=/a/../b", "?path=/a&container=none", "?path=/a&user=stranger", ""]
+    {
+        let (status, _) =
+            answer(server.request(Method::GET, &format!("/api/v1/sandboxes/one/files{bad}"))).await;
         assert!(status.is_client_error(), "{bad}: {status}");
     }
 }
@@ -182,12 +206,14 @@ async fn stop_and_signal_reach_the_workload() {
     assert!(!processes["items"].as_array().unwrap().is_empty());
     let (status, _) = server.post("/api/v1/sandboxes/one/signal", json!({"signal": 99})).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
-    let (status, body) = server.post("/api/v1/sandboxes/one/stop", json!({"grace_seconds": 1})).await;
+    let (status, body) =
+        server.post("/api/v1/sandboxes/one/stop", json!({"grace_seconds": 1})).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{body}");
     let over = server.wait("one", "ended").await;
     assert_eq!(over.status.containers[0].reason.as_deref(), Some("Stopped"), "the record stays");
     server.create("two", &["sleep", "1000"]).await;
-    let (status, _) = server.post("/api/v1/sandboxes/two/signal", json!({"signal": 9, "everyone": true})).await;
+    let (status, _) =
+        server.post("/api/v1/sandboxes/two/signal", json!({"signal": 9, "everyone": true})).await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!(server.wait("two", "ended").await.status.containers[0].exit_code, Some(137));
     let (status, _) = server.post("/api/v1/sandboxes/two/signal", json!({"signal": 9})).await;
@@ -202,14 +228,20 @@ async fn images_are_imported_pulled_and_kept_while_used() {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     };
     let archive = vec![1_u8; 5 << 20];
-    let request = server.request(Method::POST, "/api/v1/images/import?reference=mine").body(archive);
+    let request =
+        server.request(Method::POST, "/api/v1/images/import?reference=mine").body(archive);
     let (status, text) = answer(request).await;
     assert_eq!(status, StatusCode::OK);
     assert!(lines(text).last().unwrap()["done"].is_array());
-    assert_eq!(*server.images.imported.lock().unwrap(), [(Some("mine:latest".to_owned()), 5 << 20)]);
+    assert_eq!(
+        *server.images.imported.lock().unwrap(),
+        [(Some("mine:latest".to_owned()), 5 << 20)]
+    );
     let (_, text) = server.post("/api/v1/images/pull", json!({"reference": "absent"})).await;
     assert_eq!(lines(text).last().unwrap()["error"]["code"], "image_pull");
-    let (status, _) = server.post("/api/v1/images/pull", json!({"reference": "h.example/x", "plain_http": true})).await;
+    let (status, _) = server
+        .post("/api/v1/images/pull", json!({"reference": "h.example/x", "plain_http": true}))
+        .await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
     server.create("one", &["sleep", "1000"]).await;
     let (_, image) = server.get("/api/v1/images/inspect?reference=busybox").await;
