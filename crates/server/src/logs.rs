@@ -111,7 +111,7 @@ impl Changes {
         let changed = async {
             let Some(Self(watch)) = changes else { return std::future::pending().await };
             // What changed does not matter, only that something did.
-            watch.read(&mut [0; 4096]).await.ok();
+            let _count = watch.read(&mut [0; 4096]).await.unwrap_or_default();
         };
         // Elapsed or told: both mean to look.
         tokio::time::timeout(LOOK_AGAIN, changed).await.ok();

@@ -1,5 +1,12 @@
 //! The API over real HTTP: codes, shapes and what clients rely on.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    reason = "a failed expectation is a failed test"
+)]
+
 mod support;
 
 use atoll_wire::rest::Sandbox;

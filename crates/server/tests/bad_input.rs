@@ -1,5 +1,12 @@
 //! What clients send wrongly, or on purpose: a precise error, the right status, nothing half-made.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    reason = "a failed expectation is a failed test"
+)]
+
 mod support;
 
 use std::time::Duration;

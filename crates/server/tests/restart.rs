@@ -1,5 +1,12 @@
 //! Restarts: what was acknowledged is there, what runs goes on, what is half-made is finished or cleaned, and the state never lies.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    reason = "a failed expectation is a failed test"
+)]
+
 mod support;
 
 use std::sync::Arc;

@@ -1,5 +1,12 @@
 //! Exec, attach, logs and files over real connections.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    reason = "a failed expectation is a failed test"
+)]
+
 mod support;
 
 use atoll_wire::rest::StreamMessage;

@@ -10,10 +10,12 @@
 //! An owner lives from creation (or restart) until the record is gone. It never blocks on a client, and never on the store while its
 //! sandbox could end.
 
+mod adoption;
 mod live;
 mod marks;
 pub(crate) mod pace;
 mod persist;
+mod removal;
 mod shim_events;
 mod status;
 mod task;

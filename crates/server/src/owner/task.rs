@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_model::recovery::{self, Found, Plan, Recorded};
+use atoll_model::recovery::Found;
 use atoll_model::state::{Cause, Event, Phase, SandboxState};
 use atoll_model::timeline;
-use atoll_runtime::{Adoption, EventReceiver, Runtime, Sandbox};
-use atoll_wire::record::EndRecord;
+use atoll_runtime::{EventReceiver, Runtime, Sandbox};
 use atoll_wire::shim::SandboxPlan;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -17,7 +16,7 @@ use super::persist::{Persist, Urgency};
 use super::work::{self, After, Outcome, Work};
 use super::{Command, Context, Live, Marks, Subject, status};
 use crate::plan::PlannedImage;
-use crate::store::{NewEvent, StoreError, Write};
+use crate::store::NewEvent;
 
 /// How an owner begins.
 pub(crate) enum Begin {
@@ -27,8 +26,6 @@ pub(crate) enum Begin {
     Recovered(oneshot::Sender<()>),
 }
 
-/// After a stop's grace the shim kills; this much later the owner does.
-const STOP_MARGIN: Duration = Duration::from_secs(5);
 /// Longest wait for the disk when the server ends.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 const LEAST_PAUSE: Duration = Duration::from_millis(200);
@@ -38,7 +35,7 @@ const MOST_SLEEP: Duration = Duration::from_secs(86_400 * 365);
 
 /// What follows when nothing is left on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Destroying {
+pub(super) enum Destroying {
     /// The record goes.
     ForDeletion,
     /// It is begun from the start.
@@ -52,22 +49,22 @@ pub(super) struct Owner {
     pub(super) context: Arc<Context>,
     pub(super) subject: Subject,
     pub(super) state: SandboxState,
-    persist: Persist,
+    pub(super) persist: Persist,
     commands: mpsc::Receiver<Command>,
-    live: watch::Sender<Option<Arc<Live>>>,
-    work: Option<Work>,
-    destroying: Option<Destroying>,
-    events: Option<EventReceiver>,
-    plan: Option<Arc<SandboxPlan>>,
+    pub(super) live: watch::Sender<Option<Arc<Live>>>,
+    pub(super) work: Option<Work>,
+    pub(super) destroying: Option<Destroying>,
+    pub(super) events: Option<EventReceiver>,
+    pub(super) plan: Option<Arc<SandboxPlan>>,
     /// While it is being created.
-    marks: Option<Marks>,
-    pace: Pace,
+    pub(super) marks: Option<Marks>,
+    pub(super) pace: Pace,
     expiry: Option<Instant>,
     attached: usize,
     detached_since: Instant,
     /// Deletion: not before this moment, unless it has ended by itself.
-    kill_at: Option<Instant>,
-    waiters: Vec<oneshot::Sender<Result<(), String>>>,
+    pub(super) kill_at: Option<Instant>,
+    pub(super) waiters: Vec<oneshot::Sender<Result<(), String>>>,
     recovered: Option<oneshot::Sender<()>>,
     /// Its record in memory says more than the one on disk: how long it took to get there.
     amended: bool,
@@ -354,7 +351,7 @@ impl Owner {
         });
     }
 
-    fn destroy(&mut self, purpose: Destroying) {
+    pub(super) fn destroy(&mut self, purpose: Destroying) {
         self.destroying = Some(purpose);
         self.work = Some(work::destroy(&self.context, &self.subject));
     }
@@ -372,65 +369,6 @@ impl Owner {
                 self.detached_since = Instant::now();
             }
         }
-    }
-
-    fn delete(&mut self, grace_millis: u64, cause: Cause) {
-        if self.state.phase != Phase::Deleting {
-            self.tell(
-                false,
-                "Deleting",
-                if cause.message.is_empty() { cause.reason.clone() } else { cause.message.clone() },
-            );
-        }
-        self.apply(Event::Delete(cause), Urgency::Now);
-        if self.destroying != Some(Destroying::ForDeletion) {
-            // Whatever was under way is given up: a launch that is dropped leaves nothing, and all else is done again.
-            self.work = None;
-            self.destroying = None;
-        }
-        let grace = Duration::from_millis(grace_millis);
-        let live = self.live.borrow().clone();
-        match live {
-            Some(live) if grace_millis > 0 && self.events.is_some() => {
-                let at = Instant::now() + grace + STOP_MARGIN;
-                self.kill_at = Some(self.kill_at.map_or(at, |known| known.min(at)));
-                tokio::spawn(async move {
-                    if let Err(error) = live.sandbox.stop(grace_millis).await {
-                        tracing::debug!(%error, "a stop before a deletion was refused; it is killed");
-                    }
-                });
-            }
-            _ => self.kill_at = Some(Instant::now()),
-        }
-    }
-
-    fn stop(&mut self, grace_millis: u64, reply: oneshot::Sender<Result<(), String>>) {
-        let live = self.live.borrow().clone();
-        let answer = match (self.state.phase, live) {
-            (Phase::Succeeded | Phase::Failed, _) => Ok(()),
-            (Phase::Deleting, _) => Err("it is being deleted".to_owned()),
-            (_, Some(live)) => {
-                tokio::spawn(async move {
-                    let stopped = live.sandbox.stop(grace_millis).await;
-                    // Whoever asked may be gone.
-                    reply.send(stopped.map_err(|error| work::chain(&error))).ok();
-                });
-                return;
-            }
-            (Phase::Pending | Phase::Scheduled, None) => {
-                self.work = None;
-                self.apply(
-                    Event::LaunchFailed(cause("Stopped", "it was stopped before it ran")),
-                    Urgency::Now,
-                );
-                self.destroy(Destroying::ToKeepRecord);
-                Ok(())
-            }
-            (Phase::Running | Phase::Unknown, None) => {
-                Err("it cannot be reached at the moment; try again, or delete it".to_owned())
-            }
-        };
-        reply.send(answer).ok();
     }
 
     async fn take_outcome(&mut self, outcome: Outcome) -> bool {
@@ -488,12 +426,12 @@ impl Owner {
         }
     }
 
-    fn digests(&self) -> Vec<String> {
+    pub(super) fn digests(&self) -> Vec<String> {
         let containers = &self.subject.record.status.containers;
         containers.iter().map(|it| it.image_digest.clone().unwrap_or_default()).collect()
     }
 
-    fn follow(&mut self, sandbox: Arc<dyn Sandbox>, events: EventReceiver) {
+    pub(super) fn follow(&mut self, sandbox: Arc<dyn Sandbox>, events: EventReceiver) {
         self.events = Some(events);
         self.pace = Pace::new(LEAST_PAUSE, MOST_PAUSE);
         if let Some(plan) = self.plan.clone() {
@@ -501,150 +439,10 @@ impl Owner {
             self.live.send_replace(Some(Arc::new(Live { sandbox, plan, digests })));
         }
     }
-
-    async fn take_adoption(&mut self, adopted: Result<Adoption, String>) {
-        let found = match adopted {
-            Ok(Adoption::Running(sandbox, state, events)) => {
-                let containers = status::seen(&state);
-                if recovery::plan(self.state.phase, Found::Running(containers.clone()))
-                    == Plan::Follow
-                {
-                    if self.plan.is_none() {
-                        self.plan = Some(Arc::new(
-                            work::plan_again(&self.context, &self.subject, &self.digests()).await,
-                        ));
-                    }
-                    self.tell(false, "Adopted", "it went on while nobody looked".to_owned());
-                    self.follow(sandbox, events);
-                    self.apply(Event::Seen { containers, adopted: true }, Urgency::Now);
-                    return;
-                }
-                Found::Running(containers)
-            }
-            Ok(Adoption::Ended(record)) => Found::Ended(recorded(&record)),
-            Ok(Adoption::Gone { reason }) => Found::Gone(reason),
-            Ok(Adoption::Quarantined { directory, reason }) => Found::Quarantined(format!(
-                "{reason}; its directory was set aside at {}",
-                directory.display()
-            )),
-            Err(message) => Found::Unreachable(message),
-        };
-        self.carry_out(found);
-    }
-
-    fn carry_out(&mut self, found: Found) {
-        match recovery::plan(self.state.phase, found) {
-            // Running ones were followed already; kept records and deletions need nothing here.
-            Plan::Follow | Plan::Keep | Plan::FinishDelete => {}
-            Plan::Begin => self.destroy(Destroying::BeforeBeginning),
-            Plan::RecordEnd(record) => self.record_end(record),
-            Plan::RecordLoss(cause) => {
-                if cause.reason == "Quarantined" {
-                    self.tell(true, "Quarantined", cause.message.clone());
-                }
-                self.apply(Event::Lost(cause), Urgency::Now);
-            }
-            Plan::LookAgain(message) => {
-                self.apply(Event::Unreachable(message), Urgency::Now);
-                self.work = Some(work::pause(self.pace.pause(), After::Adopt));
-            }
-            Plan::RemoveRemains => {
-                self.tell(
-                    true,
-                    "Killed",
-                    "something of it still ran although it was over".to_owned(),
-                );
-                self.destroy(Destroying::ToKeepRecord);
-            }
-        }
-    }
-
-    fn record_end(&mut self, record: Recorded) {
-        for (container, end, bytes) in record.containers {
-            self.apply(Event::LogDropped { container: container.clone(), bytes }, Urgency::Now);
-            if let Some(at) = end.finished_at {
-                tracing::debug!(container, at = at.0, "it ended while no server ran");
-            }
-            self.apply(Event::Ended { container, end }, Urgency::Now);
-        }
-        let left_over = match record.launch_failure {
-            Some(message) => {
-                Event::LaunchFailed(Cause { reason: "StartFailed".to_owned(), message })
-            }
-            None => Event::Lost(cause("Lost", "its record does not tell of every container")),
-        };
-        self.apply(left_over, Urgency::Now);
-    }
-
-    async fn take_destroyed(&mut self, result: Result<(), String>) -> bool {
-        let Some(purpose) = self.destroying else { return false };
-        if let Err(message) = result {
-            self.tell(true, "DestroyFailed", message.clone());
-            for waiter in self.waiters.drain(..) {
-                waiter.send(Err(message.clone())).ok();
-            }
-            if self.state.cause.as_ref().is_none_or(|cause| cause.message != message) {
-                self.state.cause = Some(Cause { reason: "DestroyFailed".to_owned(), message });
-                self.persist.note(Urgency::Now);
-            }
-            self.work = Some(work::pause(self.pace.pause(), After::Destroy));
-            return false;
-        }
-        self.destroying = None;
-        match purpose {
-            Destroying::ForDeletion => {
-                self.forget().await;
-                return true;
-            }
-            Destroying::BeforeBeginning => {
-                self.marks = Some(Marks::begin());
-                self.work = Some(work::turn(&self.context));
-            }
-            Destroying::ToKeepRecord => {}
-        }
-        false
-    }
-
-    /// Removes the record; goes on trying while the disk does not take it.
-    async fn forget(&mut self) {
-        let (name, uid) = (self.subject.name.to_string(), self.subject.uid.to_string());
-        loop {
-            let why = self.state.cause.as_ref().map_or("", |cause| cause.reason.as_str());
-            let event = NewEvent {
-                warning: false,
-                reason: "Deleted",
-                object: format!("sandbox/{name}"),
-                message: why.to_owned(),
-            };
-            let write = Write::Delete { name: name.clone(), uid: uid.clone() };
-            match self.context.store.commit(write, vec![event]).await {
-                Ok(_) | Err(StoreError::NotFound { .. } | StoreError::Closed) => break,
-                Err(_) if self.context.ending.is_cancelled() => break,
-                Err(error) => {
-                    tracing::error!(%error, name, "a deletion could not be written; it is tried again");
-                    tokio::time::sleep(self.pace.pause()).await;
-                }
-            }
-        }
-        for waiter in self.waiters.drain(..) {
-            waiter.send(Ok(())).ok();
-        }
-    }
 }
 
-fn cause(reason: &str, message: &str) -> Cause {
+pub(super) fn cause(reason: &str, message: &str) -> Cause {
     Cause { reason: reason.to_owned(), message: message.to_owned() }
-}
-
-fn recorded(record: &EndRecord) -> Recorded {
-    let dropped = record.log_dropped_bytes.iter().copied().chain(std::iter::repeat(0));
-    let containers = record.containers.iter().zip(dropped);
-    Recorded {
-        containers: containers
-            .map(|(exit, bytes)| (exit.container.clone(), status::end_of(exit), bytes))
-            .collect(),
-        launch_failure: record.launch_failure.clone(),
-    }
 }
 
 async fn next_event(events: &mut Option<EventReceiver>) -> Option<atoll_wire::shim::ShimEvent> {

@@ -180,7 +180,7 @@ impl Store {
     ) -> Result<Option<Arc<rest::Sandbox>>, StoreError> {
         let (reply, answer) = oneshot::channel();
         let job = Job { write, events, finish, reply };
-        self.orders.send(Order::Write(job)).await.map_err(|_| StoreError::Closed)?;
+        self.orders.send(Order::Write(Box::new(job))).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 

@@ -18,7 +18,7 @@ type Reply = oneshot::Sender<Result<Option<Arc<rest::Sandbox>>, StoreError>>;
 /// What the writer is asked.
 pub(crate) enum Order {
     /// A write.
-    Write(Job),
+    Write(Box<Job>),
     /// Let go of the journal, then say so.
     Close(oneshot::Sender<()>),
 }
@@ -79,7 +79,7 @@ impl Writer {
             let mut next = Some(first);
             while let Some(order) = next {
                 match order {
-                    Order::Write(job) => waiting.push(job),
+                    Order::Write(job) => waiting.push(*job),
                     Order::Close(closed) => closing = Some(closed),
                 }
                 let full = waiting.len() == MAX_GROUP || closing.is_some();

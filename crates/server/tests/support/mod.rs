@@ -26,17 +26,18 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// Longest wait for anything that must happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Images by name: `busybox` is there, `remote` can be pulled, others cannot.
 #[derive(Default)]
-pub struct FakeImages {
-    pub leases: Mutex<HashSet<(String, String)>>,
-    pub imported: Mutex<Vec<(Option<String>, u64)>>,
-    pub pulled: Mutex<Vec<String>>,
+pub(crate) struct FakeImages {
+    pub(crate) leases: Mutex<HashSet<(String, String)>>,
+    pub(crate) imported: Mutex<Vec<(Option<String>, u64)>>,
+    pub(crate) pulled: Mutex<Vec<String>>,
 }
 
-pub const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+pub(crate) const DIGEST: &str =
+    "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 fn image() -> ResolvedImage {
     let config = ImageConfig {
@@ -179,27 +180,27 @@ impl ImageSource for FakeImages {
 }
 
 /// A server that runs in this process.
-pub struct TestServer {
-    pub address: String,
-    pub token: String,
-    pub host: Arc<SimHost>,
-    pub images: Arc<FakeImages>,
-    pub directory: Arc<tempfile::TempDir>,
-    pub client: reqwest::Client,
+pub(crate) struct TestServer {
+    pub(crate) address: String,
+    pub(crate) token: String,
+    pub(crate) host: Arc<SimHost>,
+    pub(crate) images: Arc<FakeImages>,
+    pub(crate) directory: Arc<tempfile::TempDir>,
+    pub(crate) client: reqwest::Client,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<Result<(), ServerError>>,
 }
 
 impl TestServer {
     /// On a new data directory and host.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let directory = Arc::new(tempfile::tempdir().unwrap());
         let host = SimHost::with_logs(directory.path().join("sandboxes"));
         Self::start_on(directory, host).await
     }
 
     /// On a data directory and a host that an earlier one left.
-    pub async fn start_on(directory: Arc<tempfile::TempDir>, host: Arc<SimHost>) -> Self {
+    pub(crate) async fn start_on(directory: Arc<tempfile::TempDir>, host: Arc<SimHost>) -> Self {
         let images = Arc::new(FakeImages::default());
         let (told, address) = oneshot::channel();
         let config = ServerConfig {
@@ -229,55 +230,55 @@ impl TestServer {
     }
 
     /// Ends it in order; sandboxes stay.
-    pub async fn stop(mut self) -> (Arc<tempfile::TempDir>, Arc<SimHost>) {
+    pub(crate) async fn stop(mut self) -> (Arc<tempfile::TempDir>, Arc<SimHost>) {
         self.stop.take().unwrap().send(()).unwrap();
         tokio::time::timeout(PATIENCE, &mut self.serving).await.unwrap().unwrap().unwrap();
         (self.directory, self.host)
     }
 
     /// The next server on the same data directory and host.
-    pub async fn restart(self) -> Self {
+    pub(crate) async fn restart(self) -> Self {
         let (directory, host) = self.stop().await;
         Self::start_on(directory, host).await
     }
 
     /// Waits for it to end by itself.
-    pub async fn ended(mut self) {
+    pub(crate) async fn ended(mut self) {
         tokio::time::timeout(PATIENCE, &mut self.serving).await.unwrap().unwrap().unwrap();
     }
 
-    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.client.request(method, format!("{}{path}", self.address)).bearer_auth(&self.token)
     }
 
-    pub async fn get(&self, path: &str) -> (StatusCode, Value) {
+    pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
         answer(self.request(Method::GET, path)).await
     }
 
-    pub async fn delete(&self, path: &str) -> (StatusCode, Value) {
+    pub(crate) async fn delete(&self, path: &str) -> (StatusCode, Value) {
         answer(self.request(Method::DELETE, path)).await
     }
 
-    pub async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
         let request = self.request(Method::POST, path).header("content-type", "application/json");
         answer(request.body(body.to_string())).await
     }
 
     /// Creates a sandbox that runs these words, and waits until it runs.
-    pub async fn create(&self, id: &str, args: &[&str]) -> Sandbox {
+    pub(crate) async fn create(&self, id: &str, args: &[&str]) -> Sandbox {
         let (status, body) = self.post("/api/v1/sandboxes?wait=running", manifest(id, args)).await;
         assert_eq!(status, StatusCode::CREATED, "{body}");
         serde_json::from_value::<SandboxEnvelope>(body).unwrap().sandbox
     }
 
-    pub async fn sandbox(&self, id: &str) -> Sandbox {
+    pub(crate) async fn sandbox(&self, id: &str) -> Sandbox {
         let (status, body) = self.get(&format!("/api/v1/sandboxes/{id}")).await;
         assert_eq!(status, StatusCode::OK, "{body}");
         serde_json::from_value::<SandboxEnvelope>(body).unwrap().sandbox
     }
 
     /// Waits for a goal of the API.
-    pub async fn wait(&self, id: &str, goal: &str) -> Sandbox {
+    pub(crate) async fn wait(&self, id: &str, goal: &str) -> Sandbox {
         let (status, body) =
             self.get(&format!("/api/v1/sandboxes/{id}?wait={goal}&timeout_seconds=15")).await;
         assert_eq!(status, StatusCode::OK, "{body}");
@@ -285,7 +286,7 @@ impl TestServer {
     }
 
     /// Waits until a sandbox is as wanted, however it gets there.
-    pub async fn until(&self, id: &str, wanted: impl Fn(&Sandbox) -> bool) -> Sandbox {
+    pub(crate) async fn until(&self, id: &str, wanted: impl Fn(&Sandbox) -> bool) -> Sandbox {
         let response = self
             .request(Method::GET, &format!("/api/v1/sandboxes/{id}?watch=true"))
             .send()
@@ -303,7 +304,7 @@ impl TestServer {
     }
 
     /// The words of all events of a sandbox.
-    pub async fn events(&self, id: &str) -> Vec<String> {
+    pub(crate) async fn events(&self, id: &str) -> Vec<String> {
         let (_, body) = self.get(&format!("/api/v1/events?object=sandbox/{id}")).await;
         body["items"]
             .as_array()
@@ -325,7 +326,7 @@ async fn open_locked(path: &Path) -> DataDir {
     DataDir::open(path).unwrap()
 }
 
-pub async fn answer(request: reqwest::RequestBuilder) -> (StatusCode, Value) {
+pub(crate) async fn answer(request: reqwest::RequestBuilder) -> (StatusCode, Value) {
     let response = request.send().await.unwrap();
     let status = response.status();
     let text = response.text().await.unwrap();
@@ -333,28 +334,28 @@ pub async fn answer(request: reqwest::RequestBuilder) -> (StatusCode, Value) {
 }
 
 /// A creation's body.
-pub fn manifest(id: &str, args: &[&str]) -> Value {
+pub(crate) fn manifest(id: &str, args: &[&str]) -> Value {
     json!({"id": id, "spec": {"containers": [{"name": "main", "image": "busybox", "args": args}]}})
 }
 
-pub fn error(body: &Value) -> ErrorBody {
+pub(crate) fn error(body: &Value) -> ErrorBody {
     serde_json::from_value(body.clone()).unwrap_or_else(|error| panic!("{error}: {body}"))
 }
 
 /// Lines of a stream, read as they come.
-pub struct Lines {
+pub(crate) struct Lines {
     response: reqwest::Response,
     buffer: Vec<u8>,
 }
 
 impl Lines {
-    pub fn of(response: reqwest::Response) -> Self {
+    pub(crate) fn of(response: reqwest::Response) -> Self {
         assert_eq!(response.status(), StatusCode::OK);
         Self { response, buffer: Vec::new() }
     }
 
     /// `None`: the stream is over.
-    pub async fn next(&mut self) -> Option<Value> {
+    pub(crate) async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
