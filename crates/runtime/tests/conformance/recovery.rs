@@ -182,7 +182,7 @@ pub(crate) async fn damaged_directory(bench: &mut Bench) {
         _ => panic!("a damaged directory must be set aside"),
     }
     let left = bench.runtime.inventory().await.unwrap();
-    assert_eq!(left, [other.uid.clone()], "nothing of it runs");
+    assert_eq!(left, std::slice::from_ref(&other.uid), "nothing of it runs");
     let (adopted, _) = adopt_running(bench, &other.uid).await;
     assert_eq!(adopted.script("echo others go on").await.text(), "others go on\n");
 }
