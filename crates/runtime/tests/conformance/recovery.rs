@@ -98,11 +98,17 @@ pub(crate) async fn ended_while_away(bench: &mut Bench) {
     assert_eq!(adopt_ended(bench, &uid).await, end);
 }
 
+/// Writes all the time: who writes must not be killed by the loss of its reader.
+const CHATTY: &str = "while :; do echo tick; usleep 20000; done";
+
 pub(crate) async fn shim_killed(bench: &mut Bench) {
-    let mut running = bench.start("sleep 1000").await;
+    let script = if bench.sim.is_some() { "sleep 1000" } else { CHATTY };
+    let mut running = bench.start(script).await;
     let pid = running.started("main").await;
     kill_shim(bench, &running.uid).await;
     running.closed().await;
+    // Long enough for many lines without a reader.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let (mut adopted, state) = adopt_running(bench, &running.uid).await;
     assert!(state.adopted, "another shim took over");
     assert_eq!(state.containers[0].host_pid, Some(pid), "the same process");
@@ -111,6 +117,17 @@ pub(crate) async fn shim_killed(bench: &mut Bench) {
     let exit = adopted.exit("main").await;
     assert_eq!(exit.reason, ExitReason::Stopped, "{exit:?}");
     adopted.ended().await;
+}
+
+pub(crate) async fn ended_without_shim(bench: &mut Bench) {
+    let mut running = bench.start("sleep 1; exit 9").await;
+    kill_shim(bench, &running.uid).await;
+    running.closed().await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let end = adopt_ended(bench, &running.uid).await;
+    let exit = &end.containers[0];
+    // The guest kept it; what nobody kept is unknown, never another code.
+    assert_eq!((exit.code, exit.reason), (Some(9), ExitReason::Error), "{end:?}");
 }
 
 pub(crate) async fn guest_killed(bench: &mut Bench) {
