@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -37,20 +38,25 @@ fn target_directory() -> PathBuf {
     std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().to_owned()
 }
 
-/// The guest, built when it is not there or not of this source.
-fn guest() -> PathBuf {
+/// A program of this build, as a file.
+fn program(name: &str, bytes: &[u8]) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let half_made = directory.join(format!("{name}-{}", std::process::id()));
+    fs::write(&half_made, bytes).unwrap();
+    fs::set_permissions(&half_made, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = directory.join(name);
+    fs::rename(&half_made, &path).unwrap();
+    path
+}
+
+pub(crate) fn guest() -> PathBuf {
     static GUEST: OnceLock<PathBuf> = OnceLock::new();
-    GUEST
-        .get_or_init(|| {
-            let status = Command::new(env!("CARGO"))
-                .args(["build", "--quiet", "--package", "atoll-guest"])
-                .current_dir(env!("CARGO_MANIFEST_DIR"))
-                .status()
-                .unwrap();
-            assert!(status.success(), "the guest does not build");
-            target_directory().join("atoll-guest")
-        })
-        .clone()
+    GUEST.get_or_init(|| program("core-test-guest", atoll_programs::GUEST)).clone()
+}
+
+fn shim_program() -> PathBuf {
+    static SHIM: OnceLock<PathBuf> = OnceLock::new();
+    SHIM.get_or_init(|| program("core-test-shim", atoll_programs::SHIM)).clone()
 }
 
 /// A spawner of its own process.
@@ -63,6 +69,15 @@ impl Spawner {
     pub(crate) fn start() -> Self {
         let program = target_directory().join("examples/bare_spawner");
         assert!(program.is_file(), "run `cargo build -p atoll-shim --examples` first");
+        Self::of(&program)
+    }
+
+    /// The program as it is delivered, with its engines.
+    pub(crate) fn real() -> Self {
+        Self::of(&shim_program())
+    }
+
+    fn of(program: &Path) -> Self {
         let (ours, theirs) = packet_pair().unwrap();
         let process = Command::new("/bin/sh")
             .args(["-c", "exec \"$0\" spawner 3<&0 </dev/null"])
@@ -75,15 +90,29 @@ impl Spawner {
 
     /// Sends a request and gives the client's side of the shim's first conversation.
     pub(crate) fn request(&self, directory: &Path, adopt: bool) -> Client {
+        self.request_with(directory, adopt, Vec::new())
+    }
+
+    /// [`Self::request`] with descriptors for the engine.
+    pub(crate) fn request_with(
+        &self,
+        directory: &Path,
+        adopt: bool,
+        given: Vec<(DescriptorRole, OwnedFd)>,
+    ) -> Client {
         let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut roles = vec![DescriptorRole::Conversation];
+        roles.extend(given.iter().map(|(role, _)| role.clone()));
+        let mut descriptors = vec![theirs.as_fd()];
+        descriptors.extend(given.iter().map(|(_, descriptor)| descriptor.as_fd()));
         let request = SpawnRequest {
             version: SHIM_PROTOCOL_VERSION,
             directory: directory.to_owned(),
             adopt,
-            descriptors: vec![DescriptorRole::Conversation],
+            descriptors: roles,
         };
         let packet = serde_json::to_vec(&request).unwrap();
-        send_packet(self.socket.as_fd(), &packet, &[theirs.as_fd()]).unwrap();
+        send_packet(self.socket.as_fd(), &packet, &descriptors).unwrap();
         Client::new(ours)
     }
 }
@@ -139,11 +168,16 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     pub(crate) fn new(containers: Vec<ContainerPlan>) -> Self {
+        Self::with(containers, |_| {})
+    }
+
+    /// [`Self::new`] with changes to the launch.
+    pub(crate) fn with(containers: Vec<ContainerPlan>, change: impl FnOnce(&mut Launch)) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let directory = temporary.path().join("0123456789abcdef");
         fs::create_dir(&directory).unwrap();
         let sandbox = Self { temporary, directory };
-        let launch = Launch {
+        let mut launch = Launch {
             version: SHIM_PROTOCOL_VERSION,
             plan: SandboxPlan {
                 uid: "0123456789abcdef".into(),
@@ -162,6 +196,7 @@ impl Sandbox {
                 gvisor: None,
             },
         };
+        change(&mut launch);
         fs::write(sandbox.path("launch.json"), serde_json::to_vec(&launch).unwrap()).unwrap();
         sandbox
     }
