@@ -4,6 +4,7 @@ status=0
 modprobe -a overlay loop
 mkdir -p /var/tmp
 export TMPDIR=/var/tmp ATOLL_TEST_SLOW_MACHINE=1
+export ATOLL_TEST_DRIVER=/suite/container_driver ATOLL_TEST_PROBE=/suite/container-probe ATOLL_TEST_BUSYBOX=/suite/busybox
 for program in /suite/tests/*; do
     echo "Running $(basename "$program")"
     "$program" --show-output --test-threads=2 $(cat "/suite/filters/$(basename "$program")" 2>/dev/null) || status=1

@@ -30,6 +30,12 @@ add_tests atoll-sys atoll_sys
 add_tests atoll-runtime container
 add_tests atoll-shim container
 
+# What the engine's own tests run: a driver, a program that attacks, and a static busybox.
+cargo build --locked --package atoll-shim --example container_driver
+strip --strip-debug -o "$suite/container_driver" target/debug/examples/container_driver
+gcc -static -O1 -w -o "$suite/container-probe" crates/shim/tests/container/probe.c
+cp "$(command -v busybox)" "$suite/busybox"
+
 cargo build --locked --package atoll
 strip --strip-debug -o "$suite/atoll" target/debug/atoll
 cp deploy/systemd/atoll.service scripts/debian-guest/systemd.sh "$suite/"

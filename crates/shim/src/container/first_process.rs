@@ -45,12 +45,12 @@ impl FirstProcess<'_> {
         rustix::process::umask(Mode::empty());
         self.join_group()?;
         mount::isolate_propagation(false).failed(|| "keep mounts to the container")?;
-        let guest = self.open_guest()?;
         let stage_path = stage::path(&self.launch.placement.directory);
         let stage = mount::open_directory(&stage_path).failed(|| "open the stage")?;
         rustix::process::fchdir(&stage).failed(|| "enter the stage")?;
+        let guest = self.open_guest(stage.as_fd())?;
         let user = self.namespaces.user.as_ref().map(AsFd::as_fd);
-        let (root, disk) = root_file_system::assemble(self.plan, self.disk, user, first_host_id)?;
+        let root = root_file_system::assemble(self.plan, self.disk.as_fd(), user, first_host_id)?;
         for namespace in
             [self.network_namespace, self.namespaces.ipc.as_fd(), self.namespaces.uts.as_fd()]
         {
@@ -63,6 +63,7 @@ impl FirstProcess<'_> {
         }
         system_mounts::mount_dev(&root, stage.as_fd(), first_host_id)?;
         let sandbox = &self.launch.plan;
+        let disk = self.disk.as_fd();
         plan_mounts::mount_all(&root, stage.as_fd(), sandbox, self.plan, disk, first_host_id)?;
         if self.plan.read_only_root {
             mount::add_attributes(root.as_fd(), Attributes::MOUNT_ATTR_RDONLY)
@@ -94,7 +95,7 @@ impl FirstProcess<'_> {
 
     /// The guest from a mount that nothing can write through, so that not even a kernel bug in /proc/<pid>/exe gives more than
     /// reading.
-    fn open_guest(&self) -> Result<Option<OwnedFd>, EngineError> {
+    fn open_guest(&self, stage: BorrowedFd<'_>) -> Result<Option<OwnedFd>, EngineError> {
         if self.plan.init == Init::Image {
             return Ok(None);
         }
@@ -106,6 +107,9 @@ impl FirstProcess<'_> {
             | Attributes::MOUNT_ATTR_NODEV;
         mount::add_attributes(guest.as_fd(), attributes)
             .failed(|| "make the guest program read-only")?;
+        // Placed, it leaves with the stage; a mount that is dropped unplaced costs the exec a wait for the whole host.
+        mount::attach_at(guest.as_fd(), stage, stage::GUEST)
+            .failed(|| "place the guest program")?;
         Ok(Some(guest))
     }
 

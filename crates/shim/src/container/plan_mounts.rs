@@ -8,9 +8,8 @@ use std::path::Path;
 use atoll_sys::mount::{self, Attributes};
 use atoll_wire::shim::{ContainerPlan, SandboxPlan, TmpfsPlan, VolumeMountPlan};
 
-use super::Failed;
+use super::{Failed, root_file_system};
 use super::image_root::{ImageRoot, Links};
-use super::root_file_system::Disk;
 use super::stage::{self, memory_file_system};
 use crate::engine::EngineError;
 
@@ -36,12 +35,13 @@ pub(super) fn mount_all(
     stage: BorrowedFd<'_>,
     sandbox: &SandboxPlan,
     plan: &ContainerPlan,
-    disk: Disk,
+    disk: BorrowedFd<'_>,
     first_host_id: u32,
 ) -> Result<(), EngineError> {
     if plan.read_only_root {
         let target = root.directory("/tmp", Links::FollowInside)?;
-        mount::attach(disk.temporary()?.as_fd(), target.as_fd()).failed(|| "mount /tmp")?;
+        let temporary = root_file_system::temporary(disk, first_host_id)?;
+        mount::attach(temporary.as_fd(), target.as_fd()).failed(|| "mount /tmp")?;
     } else {
         root.ensure_directory("tmp", 0o1777)?;
     }

@@ -21,28 +21,22 @@ const WORK: &str = "work";
 /// Directory of the disk that is /tmp of a container with a read-only root.
 const TEMPORARY: &str = "tmp";
 
-/// The container's disk with its directories made.
-pub(super) struct Disk {
-    fd: OwnedFd,
-}
-
 /// Puts the overlay together on the stage. The caller's working directory must be the stage; it is afterwards.
 pub(super) fn assemble(
     plan: &ContainerPlan,
-    disk: &OwnedFd,
+    disk: BorrowedFd<'_>,
     user_namespace: Option<BorrowedFd<'_>>,
     first_host_id: u32,
-) -> Result<(ImageRoot, Disk), EngineError> {
+) -> Result<ImageRoot, EngineError> {
     let layers = mount::open_directory(Path::new(stage::LAYERS)).failed(|| "open the stage")?;
     let mut root_mode = 0o755;
     // The topmost comes first, and gives the root its mode.
     for (number, layer) in plan.layers.iter().enumerate().rev() {
         root_mode = place_layer(layer, number, layers.as_fd(), user_namespace)?;
     }
-    mount::attach_at(disk.as_fd(), CWD, stage::DISK).failed(|| "mount the container's disk")?;
+    mount::attach_at(disk, CWD, stage::DISK).failed(|| "mount the container's disk")?;
     make_directory(disk, UPPER, root_mode, first_host_id)?;
     make_directory(disk, WORK, 0o700, 0)?;
-    make_directory(disk, TEMPORARY, 0o1777, first_host_id)?;
     rustix::process::fchdir(&layers).failed(|| "enter the stage")?;
     let numbers: Vec<String> = (0..plan.layers.len()).map(|number| number.to_string()).collect();
     let options = format!(
@@ -56,9 +50,7 @@ pub(super) fn assemble(
         .failed(|| format!("put {} layers together", plan.layers.len()))?;
     rustix::process::chdir(c"..").failed(|| "leave the layers")?;
     let root = mount::open_directory(Path::new(stage::ROOT)).failed(|| "open the new root")?;
-    let disk = mount::copy_tree(disk.as_fd(), Path::new(TEMPORARY), false)
-        .failed(|| "open the container's disk")?;
-    Ok((ImageRoot::new(root, first_host_id), Disk { fd: disk }))
+    Ok(ImageRoot::new(root, first_host_id))
 }
 
 /// Gives the mode of the layer's root.
@@ -83,7 +75,12 @@ fn place_layer(
     Ok(mode & 0o7777)
 }
 
-fn make_directory(disk: &OwnedFd, name: &str, mode: u32, owner: u32) -> Result<(), EngineError> {
+fn make_directory(
+    disk: BorrowedFd<'_>,
+    name: &str,
+    mode: u32,
+    owner: u32,
+) -> Result<(), EngineError> {
     let made = match rustix::fs::mkdirat(disk, name, Mode::from_raw_mode(mode)) {
         Ok(()) => {
             let (user, group) = (Uid::from_raw(owner), Gid::from_raw(owner));
@@ -95,12 +92,17 @@ fn make_directory(disk: &OwnedFd, name: &str, mode: u32, owner: u32) -> Result<(
     made.failed(|| format!("make {name} on the container's disk"))
 }
 
-impl Disk {
-    /// A detached mount of the disk's directory for temporary files.
-    pub(super) fn temporary(self) -> Result<OwnedFd, EngineError> {
-        let attributes = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NODEV;
-        mount::add_attributes(self.fd.as_fd(), attributes)
-            .failed(|| "prepare the disk for temporary files")?;
-        Ok(self.fd)
-    }
+/// A detached mount of the disk's directory for temporary files: /tmp of a read-only root.
+pub(super) fn temporary(
+    disk: BorrowedFd<'_>,
+    first_host_id: u32,
+) -> Result<OwnedFd, EngineError> {
+    make_directory(disk, TEMPORARY, 0o1777, first_host_id)?;
+    let attributes = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NODEV;
+    mount::copy_tree(disk, Path::new(TEMPORARY), false)
+        .and_then(|copy| {
+            mount::add_attributes(copy.as_fd(), attributes)?;
+            Ok(copy)
+        })
+        .failed(|| "prepare the disk for temporary files")
 }

@@ -33,6 +33,9 @@ pub(super) const EMPTY_DIRECTORY: &str = "empty";
 /// A file with nothing in it, to cover files with.
 pub(super) const EMPTY_FILE: &str = "nothing";
 
+/// The guest program.
+pub(super) const GUEST: &str = "guest";
+
 /// Room for names only (bytes).
 const STAGE_BYTES: &str = "262144";
 /// Directories of /sys that tell about the host's hardware or its secrets.
@@ -92,7 +95,10 @@ fn make_places(stage: BorrowedFd<'_>, plan: &SandboxPlan) -> Result<(), Errno> {
         make(&format!("{VOLUMES}/{number}"))?;
     }
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::CLOEXEC;
-    rustix::fs::openat(stage, EMPTY_FILE, flags, Mode::from_raw_mode(0o444)).map(drop)
+    for name in [EMPTY_FILE, GUEST] {
+        rustix::fs::openat(stage, name, flags, Mode::from_raw_mode(0o444)).map(drop)?;
+    }
+    Ok(())
 }
 
 fn place_sysfs(stage: BorrowedFd<'_>, sysfs: &OwnedFd) -> Result<(), EngineError> {

@@ -42,8 +42,11 @@ pub(crate) fn can_run(test: &str) -> bool {
     missing.is_none()
 }
 
+/// A static busybox; ATOLL_TEST_BUSYBOX names one that is not installed.
 fn busybox() -> Option<PathBuf> {
-    ["/bin/busybox", "/usr/bin/busybox"].into_iter().map(PathBuf::from).find(|path| path.exists())
+    let named = std::env::var_os("ATOLL_TEST_BUSYBOX").map(PathBuf::from);
+    let installed = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from);
+    named.into_iter().chain(installed).find(|path| path.exists())
 }
 
 /// The probe, built once; ATOLL_TEST_PROBE names one that was built elsewhere.
