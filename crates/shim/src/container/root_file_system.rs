@@ -93,10 +93,7 @@ fn make_directory(
 }
 
 /// A detached mount of the disk's directory for temporary files: /tmp of a read-only root.
-pub(super) fn temporary(
-    disk: BorrowedFd<'_>,
-    first_host_id: u32,
-) -> Result<OwnedFd, EngineError> {
+pub(super) fn temporary(disk: BorrowedFd<'_>, first_host_id: u32) -> Result<OwnedFd, EngineError> {
     make_directory(disk, TEMPORARY, 0o1777, first_host_id)?;
     let attributes = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NODEV;
     mount::copy_tree(disk, Path::new(TEMPORARY), false)

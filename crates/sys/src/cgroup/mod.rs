@@ -51,6 +51,16 @@ impl Group {
     fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
+
+    /// Where a process without other threads writes "0" to enter. v1 takes a lone thread without the lock that stops all
+    /// forks of the host, for which whoever moves a whole process waits for a grace period of RCU: 15 us instead of 6 ms (medians on 6.18).
+    /// SOURCE: cgroup_procs_write_start in the kernel's kernel/cgroup/cgroup.c, since 5.17.
+    fn own_entrance(&self) -> PathBuf {
+        self.file(match self.version {
+            Version::V1 => "tasks",
+            Version::V2 => "cgroup.procs",
+        })
+    }
 }
 
 /// The directories of one group in all hierarchies; several are the same one under v2.
@@ -268,9 +278,9 @@ impl Cgroup {
         self.write_procs(&pid.to_string(), false)
     }
 
-    /// Moves the calling process into the group, in every hierarchy.
+    /// Moves the calling process, which must have no other thread, into the group, in every hierarchy.
     pub fn attach_self(&self) -> Result<(), CgroupError> {
-        self.write_procs("0", false)
+        self.write_self(false)
     }
 
     /// Like [`attach`](Self::attach) for a process that CLONE_INTO_CGROUP put into the v2 group already
@@ -281,7 +291,16 @@ impl Cgroup {
 
     /// [`attach_v1_only`](Self::attach_v1_only) for the calling process.
     pub fn attach_self_v1_only(&self) -> Result<(), CgroupError> {
-        self.write_procs("0", true)
+        self.write_self(true)
+    }
+
+    fn write_self(&self, v1_only: bool) -> Result<(), CgroupError> {
+        for group in self.groups.distinct() {
+            if !(v1_only && group.version == Version::V2) {
+                files::write(&group.own_entrance(), "0")?;
+            }
+        }
+        Ok(())
     }
 
     fn write_procs(&self, pid: &str, v1_only: bool) -> Result<(), CgroupError> {
@@ -293,10 +312,11 @@ impl Cgroup {
         Ok(())
     }
 
-    /// `cgroup.procs` of each hierarchy, the killing one first, open for writing: who writes "0" enters the group.
+    /// The file of each hierarchy, the killing one first, open for writing, through which a process without other threads that writes "0"
+    /// enters the group.
     pub fn open_procs(&self) -> Result<Vec<OwnedFd>, CgroupError> {
         let open = |group: &&Group| {
-            let path = group.file("cgroup.procs");
+            let path = group.own_entrance();
             rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|source| CgroupError::io("open", path, source))
         };
