@@ -172,13 +172,22 @@ fn bench(directory: &Path, count: usize) -> Outcome<()> {
         }
     }
     let text = fs::read_to_string(&results)?;
-    println!("{:<10} {:>10} {:>10} {:>10}", "phase", "p50 us", "p95 us", "max us");
+    println!(
+        "{:<10} {:>10} {:>10} {:>10} {:>10}",
+        "phase", "least us", "p50 us", "p95 us", "max us"
+    );
     for phase in ["prepare", "begin", "remove"] {
         let mut micros: Vec<u64> =
             text.lines().filter_map(|line| line.strip_prefix(phase)?.trim().parse().ok()).collect();
         micros.sort_unstable();
         let at = |part: usize| micros.get(micros.len() * part / 100).copied().unwrap_or(0);
-        println!("{phase:<10} {:>10} {:>10} {:>10}", at(50), at(95), micros.last().unwrap_or(&0));
+        println!(
+            "{phase:<10} {:>10} {:>10} {:>10} {:>10}",
+            at(0),
+            at(50),
+            at(95),
+            micros.last().unwrap_or(&0)
+        );
     }
     Ok(())
 }

@@ -71,6 +71,9 @@ impl FirstProcess<'_> {
         }
         mount::pivot_into(root.as_fd()).failed(|| "change the root")?;
         credentials::take_streams(streams)?;
+        if guest.is_none() {
+            image_process::set_kill_order(&self.plan.process);
+        }
         credentials::become_root_of(user)?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
         match guest {

@@ -18,6 +18,13 @@ use crate::engine::EngineError;
 /// Where programs are looked for when the environment has no PATH. SOURCE: execvp(3) of most systems, and Docker's default.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Whom the kernel kills first when memory runs out. Before the user namespace is entered: a process that changed its rights no longer owns
+/// its files in /proc. Lowering may be refused; a workload then starts at the shim's own score.
+pub(super) fn set_kill_order(process: &ProcessSpec) {
+    let score = i16::try_from(process.oom_score_adj).unwrap_or(0);
+    let _ = atoll_sys::process::set_own_oom_score(score);
+}
+
 /// Becomes the process. Returns only when a step fails.
 pub(super) fn execute(
     process: &ProcessSpec,
@@ -27,9 +34,6 @@ pub(super) fn execute(
     let arguments = strings(&process.args, "argument")?;
     let environment = strings(&process.env, "environment entry")?;
     let programs = programs(process)?;
-    // Lowering may be refused; a workload starts at the shim's own score at worst.
-    let _ =
-        atoll_sys::process::set_own_oom_score(i16::try_from(process.oom_score_adj).unwrap_or(0));
     if let Some(files) = process.open_files {
         let limit = Rlimit { current: Some(files), maximum: Some(files) };
         rustix::process::setrlimit(Resource::Nofile, limit).failed(|| "limit open files")?;

@@ -180,7 +180,9 @@ fn fork(
 ) -> Result<Child, EngineError> {
     let (reader, writer) = report::channel()?;
     let child = atoll_sys::clone::start(namespaces, v2_group.map(AsFd::as_fd), || {
-        match run(()) {
+        // Until the exec this is the shim's program, with the shim's descriptors: nobody inside may look at it.
+        let hidden = atoll_sys::process::forbid_inspection().failed(|| "hide from the container");
+        match hidden.and_then(run) {
             Ok(never) => match never {},
             Err(error) => report::send(writer, &error),
         }

@@ -38,6 +38,7 @@ impl ContainerEngine {
             fork(UnshareFlags::empty(), v2_group.as_ref(), |()| {
                 enter(pidfd, cgroup, v2_group.is_some())?;
                 credentials::take_streams(streams)?;
+                image_process::set_kill_order(process);
                 enter_users(pidfd, with_users)?;
                 image_process::execute(process, &confinement)
             })

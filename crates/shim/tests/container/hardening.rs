@@ -59,9 +59,11 @@ fn a_process_from_outside_is_confined_like_the_first() {
     let mut sandbox = Prepared::new("sleep 60").start();
     sandbox.ok("prepare");
     sandbox.ok("begin 0");
-    let script = "probe syscalls; probe fds; cat /proc/self/status; cat /proc/self/cgroup; hostname; \
+    let script = "probe syscalls; probe fds; cat /proc/self/status; echo oom $(cat /proc/self/oom_score_adj); cat /proc/self/cgroup; hostname; \
         ps; echo root $(stat -c %d /) $(stat -c %d /proc/1/root/)";
-    let spec = serde_json::to_string(&process(script)).unwrap();
+    let mut spec = process(script);
+    spec.oom_score_adj = 321;
+    let spec = serde_json::to_string(&spec).unwrap();
     assert_eq!(sandbox.ok(&format!("exec 0 {spec}")), "Some(Code(0))");
     let output = sandbox.output("exec");
     for (name, errno) in results(&output) {
@@ -89,9 +91,12 @@ fn rights_are_the_default_set_for_root_and_none_for_nobody() {
     if !can_run("rights") {
         return;
     }
-    let script = "cat /proc/self/status; id";
-    let ended = Prepared::new(script).run();
+    let script = "cat /proc/self/status; id; echo oom $(cat /proc/self/oom_score_adj)";
+    let mut prepared = Prepared::new(script);
+    prepared.main().process.oom_score_adj = 321;
+    let ended = prepared.run();
     for expected in [
+        "oom 321",
         "CapInh:\t0000000000000000",
         "CapPrm:\t00000000000405fb",
         "CapEff:\t00000000000405fb",
