@@ -69,9 +69,14 @@ fn a_process_from_outside_is_confined_like_the_first() {
     for (name, errno) in results(&output) {
         assert!(errno != 0, "{name} worked: {output}");
     }
-    for expected in
-        ["NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t00000000000405fb", "sleep 60", "island"]
-    {
+    for expected in [
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+        "CapEff:\t00000000000405fb",
+        "sleep 60",
+        "island",
+        "oom 321",
+    ] {
         assert!(output.contains(expected), "{expected}: {output}");
     }
     assert!(
