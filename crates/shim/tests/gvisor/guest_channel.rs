@@ -37,21 +37,20 @@ impl Guest {
     /// Begins a container whose plan says that the guest is its first process.
     pub(crate) fn begin(sandbox: &mut Sandbox, index: usize) -> Self {
         let path = |name: &str| sandbox.path().join(format!("{name}{index}"));
-        let to_guest = fifo(&path("in"));
+        let mut to_guest = fifo(&path("in"));
         let from_guest = fifo(&path("out"));
         let streams = StandardStreams {
             input: fifo_end(&path("in")),
             output: fifo_end(&path("out")),
             diagnostics: fifo_end(&path("out")),
         };
-        let boot = sandbox.engine.boot(index).unwrap();
-        let begun = sandbox.begin_with(index, streams);
-        let mut guest =
-            Self { begun, to_guest, from_guest, decoder: Decoder::new(), next_stream: 1 };
+        // The guest finds them when it runs.
         let versions = vec![PROTOCOL_VERSION];
-        guest.send(0, HostMessage::Hello(Hello { versions, epoch: 7 }));
-        guest.send(0, HostMessage::Boot(boot));
-        guest
+        send(&mut to_guest, 0, HostMessage::Hello(Hello { versions, epoch: 7 }));
+        let boot = sandbox.engine.boot(index).unwrap();
+        send(&mut to_guest, 0, HostMessage::Boot(boot));
+        let begun = sandbox.begin_with(index, streams);
+        Self { begun, to_guest, from_guest, decoder: Decoder::new(), next_stream: 1 }
     }
 
     /// Starts the main process.
@@ -106,9 +105,7 @@ impl Guest {
     }
 
     pub(crate) fn send(&mut self, stream: u32, message: HostMessage) {
-        let mut bytes = Vec::new();
-        message.into_frame(stream).unwrap().encode(&mut bytes).unwrap();
-        self.to_guest.write_all(&bytes).unwrap();
+        send(&mut self.to_guest, stream, message);
     }
 
     /// `None` when the container has ended without another word.
@@ -133,6 +130,12 @@ impl Guest {
             self.decoder.push(&part[..read]);
         }
     }
+}
+
+fn send(to_guest: &mut File, stream: u32, message: HostMessage) {
+    let mut bytes = Vec::new();
+    message.into_frame(stream).unwrap().encode(&mut bytes).unwrap();
+    to_guest.write_all(&bytes).unwrap();
 }
 
 fn fifo(path: &Path) -> File {

@@ -1,6 +1,6 @@
 //! A sandbox of the gvisor engine on this host: directory, network namespace, disks and streams, and all of it removed again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -102,6 +102,17 @@ impl Sandbox {
         plan: impl FnOnce(&Path) -> Vec<ContainerPlan>,
         change: impl FnOnce(&mut Launch),
     ) -> Self {
+        let mut sandbox = Self::unprepared(runsc, plan, change);
+        sandbox.engine.prepare().unwrap();
+        sandbox
+    }
+
+    /// What the server prepares, and an engine that has done nothing.
+    pub(crate) fn unprepared(
+        runsc: PathBuf,
+        plan: impl FnOnce(&Path) -> Vec<ContainerPlan>,
+        change: impl FnOnce(&mut Launch),
+    ) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         process::become_child_subreaper().unwrap();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -142,10 +153,7 @@ impl Sandbox {
             disks: disks(directory.path(), &launch.plan),
         };
         let engine = atoll_shim::gvisor::engine(&launch, resources).unwrap();
-        let mut sandbox =
-            Self { launch, engine, directory, outputs: BTreeMap::new(), children: Vec::new() };
-        sandbox.engine.prepare().unwrap();
-        sandbox
+        Self { launch, engine, directory, outputs: BTreeMap::new(), children: Vec::new() }
     }
 
     /// Begins a container; its output goes where [`Self::output`] reads, its input ends when the given file is closed.
@@ -204,7 +212,7 @@ impl Sandbox {
         for child in &self.children {
             assert_eq!(child.state().unwrap(), ProcessState::Gone, "{child:?} is not reaped");
         }
-        let processes = crate::life::processes_naming(self.path());
+        let processes = processes_naming(self.path());
         assert!(processes.is_empty(), "processes are left: {processes:?}");
         assert!(!placement.directory.join("gvisor").exists(), "its directory is left");
         let root = placement.gvisor.as_ref().unwrap().root.join(&self.launch.plan.uid);
@@ -274,7 +282,8 @@ pub(crate) fn read_until(from: &mut File, enough: impl Fn(&str) -> bool) -> Stri
     }
 }
 
-fn new_network_namespace() -> OwnedFd {
+/// With its loopback up.
+pub(crate) fn new_network_namespace() -> OwnedFd {
     std::thread::spawn(|| {
         atoll_sys::clone::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
         let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
@@ -293,4 +302,20 @@ fn disks(directory: &Path, plan: &SandboxPlan) -> Vec<(String, OwnedFd)> {
         (container.name.clone(), mount_image(&image, &path).unwrap())
     };
     plan.containers.iter().map(disk).collect()
+}
+
+/// Processes, by pid, whose command line names this directory.
+fn processes_naming(directory: &Path) -> BTreeSet<i32> {
+    let name = directory.to_string_lossy().into_owned();
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|pid| pid.parse::<i32>().ok()) else {
+            continue;
+        };
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&command).contains(&name) {
+            found.insert(pid);
+        }
+    }
+    found
 }

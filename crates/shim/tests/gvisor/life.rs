@@ -1,9 +1,7 @@
 //! Ends, deaths, take-overs, and that nothing stays.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use atoll_shim::engine::Resources;
 use atoll_sys::process::Exit;
@@ -151,20 +149,4 @@ fn a_broken_runsc_is_told_with_its_code() {
     assert!(error.contains("exited with code 9"), "{error}");
     sandbox.engine.remove().unwrap();
     sandbox.assert_nothing_left();
-}
-
-/// Processes, by pid, whose command line names this directory.
-pub(crate) fn processes_naming(directory: &Path) -> BTreeSet<i32> {
-    let name = directory.to_string_lossy().into_owned();
-    let mut found = BTreeSet::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|pid| pid.parse::<i32>().ok()) else {
-            continue;
-        };
-        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&command).contains(&name) {
-            found.insert(pid);
-        }
-    }
-    found
 }
