@@ -18,9 +18,27 @@ RUSTFLAGS=$(echo $RUSTFLAGS)
 host=$(rustc -vV | sed -n 's/^host: //p')
 cargo build --release --locked --target "$host" --quiet
 
+# Seeds that would be binary files in the repository are made here.
+make_seeds() {
+    local target=$1 directory=$2 tree
+    [ "$target" = tar ] || return 0
+    tree=$(mktemp -d)
+    mkdir -p "$tree/etc" "$tree/dev"
+    echo content >"$tree/etc/file"
+    ln -s ../../outside "$tree/link"
+    ln "$tree/etc/file" "$tree/hard"
+    touch "$tree/etc/.wh.gone" "$tree/.wh..wh..opq"
+    mknod "$tree/dev/null" c 1 3 2>/dev/null || true
+    for format in ustar gnu pax; do
+        tar --create --format="$format" --file "$directory/seed-$format" --directory "$tree" .
+    done
+    rm -rf "$tree"
+}
+
 fuzz_one() {
     local target=$1 found
     found=$(mktemp -d)
+    make_seeds "$target" "$found"
     # Inputs that libFuzzer finds interesting stay outside the repository; the corpus is only read.
     if "target/$host/release/$target" "$found" $([ -d "corpus/$target" ] && echo "corpus/$target") \
         -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \

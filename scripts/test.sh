@@ -51,9 +51,7 @@ if [ -d fuzz ]; then
     step fuzz scripts/fuzz.sh "${ATOLL_FUZZ_SECONDS:-60}"
 fi
 step aarch64 foreign_architecture
-if [ -x scripts/guest-suite.sh ]; then
-    step debian-guest scripts/guest-suite.sh
-fi
+step debian-guest scripts/debian-guest/suite.sh
 
 printf '\n=== summary\n'
 python3 scripts/summarize-tests.py "$log_dir" || failed+=(summary)

@@ -1,4 +1,4 @@
-//! Archives of layers and images, as registries and people send them.
+//! Layers and image archives. Needs root: unpacking gives owners.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| atoll_image::fuzz_tar(data));
