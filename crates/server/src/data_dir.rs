@@ -10,6 +10,8 @@
 //! | `sandboxes/<uid>/` | one sandbox, see `wire::shim` |
 //! | `quarantine/` | sandbox directories and store records that could not be believed, whole |
 //! | `images/` | the image store |
+//! | `bin/<digest>/` | the guest and shim programs; a version stays while sandboxes use it |
+//! | `runsc/<uid>/` | what runsc keeps of a running sandbox |
 //! | `run/` | programs, sockets and mounts of the running server; may be removed while none runs |
 
 use std::fs::File;

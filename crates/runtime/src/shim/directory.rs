@@ -66,9 +66,9 @@ impl Layout {
         self.data_dir.join("run/trash")
     }
 
-    /// What runsc keeps, one directory a sandbox.
+    /// What runsc keeps of running sandboxes, one directory each: must outlive the server.
     pub(super) fn runsc(&self) -> PathBuf {
-        self.data_dir.join("run/runsc")
+        self.data_dir.join("runsc")
     }
 
     pub(super) fn spawner_log(&self) -> PathBuf {

@@ -21,10 +21,7 @@ fn take(bench: &Bench, sandboxes: Vec<String>) -> Inventory {
     let count = |name: &str| fs::read_dir(bench.data.path().join(name)).map_or(0, Iterator::count);
     Inventory {
         sandboxes,
-        directories: count("sandboxes")
-            + count("run/trash")
-            + count("quarantine")
-            + count("run/runsc"),
+        directories: count("sandboxes") + count("run/trash") + count("quarantine") + count("runsc"),
         pool_files: count("run/pool"),
         loop_devices: bench.loop_devices().len(),
         mounts: bench.mounts().len(),
@@ -41,7 +38,7 @@ fn processes_of(bench: &Bench) -> usize {
         let line = String::from_utf8_lossy(&read("cmdline")).into_owned();
         link.starts_with(bench.data.path()) || line.contains(&place)
     };
-    fs::read_dir("/proc").unwrap().flatten().filter(|_| true).map(of_bench).filter(|it| *it).count()
+    fs::read_dir("/proc").unwrap().flatten().map(of_bench).filter(|it| *it).count()
 }
 
 pub(crate) async fn quick_exits(bench: &mut Bench) {

@@ -45,17 +45,20 @@ pub(crate) async fn pids_limit(bench: &mut Bench) {
     let bomb =
         "i=0; while [ $i -lt 100 ]; do sleep 20 & i=$((i+1)); done 2>/dev/null; echo made; exit 0";
     let outcome = running.script(bomb).await;
-    // EAGAIN for the shell, or an end with its reason.
-    let told = outcome.exited.is_some_and(|exited| exited.pids_limit || exited.code != Some(0));
-    let ended = running.seen.iter().any(
-        |event| matches!(event, ShimEvent::Exited { exit } if exit.reason == ExitReason::PidsLimit),
-    );
-    let bounded = match running.sandbox.processes("main").await {
-        Ok(processes) => processes.len() <= 31,
-        Err(_) => running.exit("main").await.reason == ExitReason::PidsLimit,
+    // EAGAIN for the shell, or an end with its reason: in both cases no more than these live.
+    // The workload's own, and the few that atoll has in a container: guest, relay, a helper.
+    const AT_MOST: usize = 30 + 4;
+    let live = match running.sandbox.processes("main").await {
+        Ok(processes) => processes.len(),
+        Err(_) => {
+            assert_eq!(running.exit("main").await.reason, ExitReason::PidsLimit);
+            0
+        }
     };
-    assert!(told || ended || bounded, "100 processes with a limit of 30: {outcome:?}");
-    assert!(bounded, "more than 30 processes live");
+    assert!(live <= AT_MOST, "{live} processes live, with a limit of 30: {outcome:?}");
+    // The rest of the host, and other sandboxes, are not concerned.
+    let mut other = bench.launch(bench.plan("exit 0")).await;
+    assert_eq!(other.exit("main").await.reason, ExitReason::Completed);
 }
 
 pub(crate) async fn disk_limit(bench: &mut Bench) {
