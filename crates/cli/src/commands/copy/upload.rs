@@ -3,6 +3,7 @@
 use std::fs::Metadata;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -19,6 +20,8 @@ use crate::output::{self, TransferProgress};
 const QUEUE: usize = 8;
 /// Bytes of a chunk. Guess: a few hundred system calls per 100 MB.
 const CHUNK_BYTES: usize = 256 * 1024;
+/// How long to wait for what broke an upload off, once that is known to be broken.
+const PACKING_ERROR_WITHIN: Duration = Duration::from_millis(200);
 /// Length of a tar header. SOURCE: POSIX ustar.
 const TAR_BLOCK_BYTES: usize = 512;
 
@@ -45,7 +48,8 @@ pub(super) async fn from_path(source: &Path, remote: &Remote<'_>) -> Outcome {
     };
     let (chunks, mut receiver) = mpsc::channel(QUEUE);
     let source_path = source.to_owned();
-    let packing = std::thread::spawn(move || pack(&source_path, &metadata, &name, chunks));
+    let mut packing =
+        tokio::task::spawn_blocking(move || pack(&source_path, &metadata, &name, chunks));
     let progress = TransferProgress::new(&format!("{} to {}", source.display(), remote.name), None);
     let body = Body::wrap_stream(futures::stream::poll_fn(move |context| {
         let chunk = receiver.poll_recv(context);
@@ -56,8 +60,15 @@ pub(super) async fn from_path(source: &Path, remote: &Remote<'_>) -> Outcome {
         chunk
     }));
     let sent = put(remote, &parent, body).await;
-    // The packing's own error says more than the broken upload that it leads to.
-    match packing.join() {
+    let packed = match &sent {
+        Ok(_) => (&mut packing).await,
+        // A refusal may leave the packing waiting for a reader that has gone; an error of its own broke the upload and is here at once.
+        Err(_) => match tokio::time::timeout(PACKING_ERROR_WITHIN, &mut packing).await {
+            Ok(packed) => packed,
+            Err(_) => return sent,
+        },
+    };
+    match packed {
         Ok(Err(error)) if !is_cut_off(&error) => Err(error),
         Ok(_) => sent,
         Err(_) => anyhow::bail!("packing {} ended with a panic", source.display()),
