@@ -13,7 +13,7 @@ fn create(instance: &Instance, class: &str, name: &str, script: &str) {
 }
 
 /// Pids of the shims of an instance, by their record; the shim of one sandbox.
-pub fn shim_pid(instance: &Instance, name: &str) -> Pid {
+fn shim_pid(instance: &Instance, name: &str) -> Pid {
     let sandbox = instance.sandbox(name).expect("the sandbox is there");
     let uid = sandbox["uid"].as_str().expect("a uid");
     let path = instance.data_dir().join("sandboxes").join(uid).join("shim.json");

@@ -1,11 +1,11 @@
 //! Chance that can be repeated: the same seed gives the same choices.
 
 /// SOURCE: xorshift64*, Vigna 2014: enough for choosing moments.
-pub struct Chance(u64);
+pub(crate) struct Chance(u64);
 
 impl Chance {
     /// From `ATOLL_TEST_SEED`, else always the same.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let seed = std::env::var("ATOLL_TEST_SEED").ok().and_then(|text| text.parse().ok());
         let seed = seed.unwrap_or(20_261_125);
         println!("seed {seed} (ATOLL_TEST_SEED)");
@@ -13,7 +13,7 @@ impl Chance {
     }
 
     /// A number below `limit`.
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

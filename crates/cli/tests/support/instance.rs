@@ -4,7 +4,8 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -153,8 +154,13 @@ impl Instance {
     #[track_caller]
     pub fn kill_server(&self) {
         let pid = self.server_pid().expect("a server runs");
+        // Its threads end one after the other: only the pidfd tells when all have, and with them its lock.
+        let process = pidfd_open(pid, PidfdFlags::empty()).expect("the server is there");
         kill_process(pid, Signal::KILL).expect("the server is there");
-        wait_until("the server is dead", || !is_alive(pid));
+        let timeout = Timespec::try_from(PATIENCE).expect("a short time");
+        let mut waiting = [PollFd::new(&process, PollFlags::IN)];
+        let ended = poll(&mut waiting, Some(&timeout)).expect("poll of a pidfd");
+        assert_eq!(ended, 1, "the server does not die");
     }
 
     /// What is left of it on the host.
@@ -171,11 +177,6 @@ impl Instance {
         assert!(left.is_empty(), "left after down: {left:#?}\n{}", self.server_log());
         self.ended = true;
     }
-}
-
-fn is_alive(pid: Pid) -> bool {
-    std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
-        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.starts_with(" Z")))
 }
 
 impl Drop for Instance {
