@@ -3,13 +3,15 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use atoll_wire::rest::{AttachRequest, CreateSandbox, StreamMessage};
+use atoll_wire::rest::{
+    AttachRequest, CreateSandbox, SandboxEnvelope, SandboxStatus, StreamMessage,
+};
 
 use super::report::{Samples, publish, ratios};
 use super::statistics::micros;
 use super::{Bench, blocks, run_block, sandbox_request};
 use crate::args::ProvisionBenchArgs;
-use crate::client::{Client, ProcessEvent, sandbox_path};
+use crate::client::{Client, ClientError, ProcessEvent, sandbox_path, with_query};
 
 /// From sending the request (or starting the rival's program) to the first byte of output.
 pub(super) const FIRST_OUTPUT: &str = "first output";
@@ -43,12 +45,19 @@ async fn measure(
     let mut request = sandbox_request(bench.args, command.to_vec());
     request.spec.containers[0].await_attach = true;
     let mut ours = Samples::default();
-    let mut theirs: Vec<Samples> = rivals.iter().map(|_| Samples::default()).collect();
     // Once each, unmeasured: caches are warm for everybody.
     provision(bench.client, &request).await.context("the first, unmeasured run failed")?;
-    for rival in &rivals {
-        rival.provision(0).await.context("a rival's first, unmeasured run failed")?;
+    let mut working = Vec::new();
+    for rival in rivals {
+        match rival.provision(0).await {
+            Ok(_) => working.push(rival),
+            Err(error) => {
+                report.absent.insert(rival.name().to_owned(), format!("{error:#}"));
+            }
+        }
     }
+    let rivals = working;
+    let mut theirs: Vec<Samples> = rivals.iter().map(|_| Samples::default()).collect();
     for size in blocks(bench.args.count, concurrency) {
         run_block(size, concurrency, &mut ours, |_| provision(bench.client, &request)).await;
         for (rival, samples) in rivals.iter().zip(&mut theirs) {
@@ -69,7 +78,7 @@ async fn provision(client: &Client, request: &CreateSandbox) -> anyhow::Result<V
     let sandbox = client.create_sandbox(request).await?;
     let created = micros(begun.elapsed());
     let outcome = first_output(client, &sandbox.id, begun).await;
-    let status = client.sandbox(&sandbox.id).await.map(|sandbox| sandbox.status);
+    let status = ended_status(client, &sandbox.id).await;
     let ended_at = Instant::now();
     client.delete_sandbox(&sandbox.id).await?;
     let gone = micros(ended_at.elapsed());
@@ -86,6 +95,16 @@ async fn provision(client: &Client, request: &CreateSandbox) -> anyhow::Result<V
     stages.push((ENDED.to_owned(), ended));
     stages.push((GONE.to_owned(), gone));
     Ok(stages)
+}
+
+/// The status once all of it is known; outside of what is measured.
+async fn ended_status(client: &Client, name: &str) -> Result<SandboxStatus, ClientError> {
+    let path = with_query(
+        &sandbox_path(name),
+        &[("wait", Some("ended")), ("timeout_seconds", Some("30"))],
+    );
+    let envelope: SandboxEnvelope = client.get(&path).await?;
+    Ok(envelope.sandbox.status)
 }
 
 /// When the first output came and when the command had ended, since `begun`.

@@ -51,6 +51,8 @@ impl Drop for Root {
     }
 }
 
+/// Where programs are looked for inside. SOURCE: docker's default.
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Quota period of a CPU limit. SOURCE: the kernel's default.
 const CPU_PERIOD_MICROS: u64 = 100_000;
 /// Capabilities of a container by default. SOURCE: runc spec.
@@ -75,7 +77,7 @@ pub(super) fn configuration(
             "terminal": false,
             "user": { "uid": 0, "gid": 0 },
             "args": command,
-            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            "env": [format!("PATH={PATH}")],
             "cwd": "/",
             "capabilities": {
                 "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES,

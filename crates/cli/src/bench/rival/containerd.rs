@@ -73,6 +73,8 @@ impl Containerd {
             runtime.to_owned(),
             "--memory-limit".to_owned(),
             limits.memory_bytes.to_string(),
+            "--env".to_owned(),
+            format!("PATH={}", super::bundle::PATH),
             "--rootfs".to_owned(),
         ];
         let rival = Self {
