@@ -48,12 +48,15 @@ fn an_address_without_a_token_says_where_tokens_are() {
 
 #[test]
 fn a_command_line_that_makes_no_sense_is_a_2_and_help_is_a_0() {
-    for wrong in [&["frobnicate"][..], &["run"], &["get", "pods"], &["wait", "work", "--for", "ready"]] {
+    for wrong in
+        [&["frobnicate"][..], &["run"], &["get", "pods"], &["wait", "work", "--for", "ready"]]
+    {
         assert_eq!(finish(atoll(wrong), b"").code, Some(2), "{wrong:?}");
     }
     finish(atoll(["wait", "work", "--for", "ready"]), b"").complains("sandbox/work");
     let help = finish(atoll(["--help"]), b"").succeeded();
-    for command in ["up", "run", "exec", "cp", "logs", "get", "describe", "wait", "image", "doctor"] {
+    for command in ["up", "run", "exec", "cp", "logs", "get", "describe", "wait", "image", "doctor"]
+    {
         assert!(help.contains(&format!("\n  {command}")), "{command} is missing in {help}");
     }
     assert!(!help.contains("internal-unpack"));
@@ -62,9 +65,11 @@ fn a_command_line_that_makes_no_sense_is_a_2_and_help_is_a_0() {
 #[test]
 fn what_needs_the_network_is_refused_before_anything_is_done() {
     let instance = Instance::not_started();
-    for arguments in
-        [&["run", "-p", "80", "busybox"][..], &["run", "--egress", "busybox"], &["run", "-v", "v:/v", "busybox"]]
-    {
+    for arguments in [
+        &["run", "-p", "80", "busybox"][..],
+        &["run", "--egress", "busybox"],
+        &["run", "-v", "v:/v", "busybox"],
+    ] {
         let finished = instance.atoll(arguments);
         assert_eq!(finished.code, Some(1), "{finished:?}");
         finished.complains("not yet enforced").complains(arguments[1]);
@@ -89,7 +94,9 @@ fn version_and_completions_need_no_server() {
     let instance = Instance::not_started();
     let version = instance.atoll(["version"]).succeeded();
     assert!(version.starts_with(&format!("atoll {}\n", env!("CARGO_PKG_VERSION"))), "{version}");
-    for (shell, expected) in [("bash", "_atoll"), ("zsh", "#compdef atoll"), ("fish", "complete -c atoll")] {
+    for (shell, expected) in
+        [("bash", "_atoll"), ("zsh", "#compdef atoll"), ("fish", "complete -c atoll")]
+    {
         let script = instance.atoll(["completion", shell]).succeeded();
         assert!(script.contains(expected), "{shell}");
     }

@@ -44,7 +44,9 @@ fn files_and_directories_go_in_and_come_out() {
         let tar = instance.atoll(["cp", &format!("{name}:/tmp/tree"), "-"]);
         tar.succeeded();
         instance.atoll(["exec", &name, "--", "mkdir", "/tmp/again"]).succeeded();
-        instance.atoll_with_input(["cp", "-", &format!("{name}:/tmp/again")], &tar.stdout).succeeded();
+        instance
+            .atoll_with_input(["cp", "-", &format!("{name}:/tmp/again")], &tar.stdout)
+            .succeeded();
         assert_eq!(inside("cat /tmp/again/tree/sub/more").succeeded(), "more\n");
         instance.atoll(["delete", &format!("sandbox/{name}")]).succeeded();
     });
@@ -66,8 +68,17 @@ fn what_cannot_be_copied_is_told_and_leaves_nothing_half_made() {
         fs::write(here.path().join("big"), vec![1; 40 << 20]).unwrap();
         let big = here.path().join("big").display().to_string();
         let small = instance.atoll([
-            "run", "--class", class, "--keep", "--name", &format!("small-{class}"), "--disk", "16Mi",
-            IMAGE, "--", "true",
+            "run",
+            "--class",
+            class,
+            "--keep",
+            "--name",
+            &format!("small-{class}"),
+            "--disk",
+            "16Mi",
+            IMAGE,
+            "--",
+            "true",
         ]);
         small.succeeded();
         let other = format!("tiny-{class}");

@@ -7,7 +7,9 @@ use crate::support::{IMAGE, Instance, REAL_CLASSES, instance_with_image, wait_un
 #[test]
 fn down_leaves_nothing_and_can_be_repeated() {
     let Some(instance) = instance_with_image("down") else { return };
-    for class in REAL_CLASSES.iter().filter(|class| instance.available_classes().iter().any(|c| c == *class)) {
+    for class in
+        REAL_CLASSES.iter().filter(|class| instance.available_classes().iter().any(|c| c == *class))
+    {
         let text = format!(
             "kind: Sandbox\nid: stays-{class}\nspec:\n  class: {class}\n  containers:\n    - name: main\n      image: {IMAGE}\n      args: [sleep, '1000']\n"
         );
@@ -30,9 +32,7 @@ fn down_leaves_nothing_and_can_be_repeated() {
 #[test]
 fn down_finds_the_sandboxes_of_a_server_that_was_killed() {
     let Some(instance) = instance_with_image("down_after_kill") else { return };
-    instance
-        .atoll(["run", "--keep", "--name", "ended", IMAGE, "--", "true"])
-        .succeeded();
+    instance.atoll(["run", "--keep", "--name", "ended", IMAGE, "--", "true"]).succeeded();
     let text = format!(
         "kind: Sandbox\nid: runs\nspec:\n  containers:\n    - name: main\n      image: {IMAGE}\n      args: [sleep, '1000']\n"
     );
@@ -62,7 +62,8 @@ fn in_the_foreground_it_says_where_it_serves_and_leaves_sandboxes_running() {
     instance.atoll(["down"]).succeeded();
     let mut up = instance.begin(["up", "--listen", "127.0.0.1:0"]);
     let line = up.line_with("atoll serves at http://127.0.0.1:");
-    let address = line.split_whitespace().find(|word| word.starts_with("http")).expect("an address");
+    let address =
+        line.split_whitespace().find(|word| word.starts_with("http")).expect("an address");
     let mut remote = crate::support::atoll(["--server", address, "get", "sandboxes"]);
     let token = std::fs::read_to_string(instance.data_dir().join("token")).unwrap();
     remote.env("ATOLL_TOKEN", token.trim());

@@ -32,7 +32,8 @@ fn several_documents_become_several_sandboxes_that_can_be_read_in_each_form() {
         assert!(wide.contains("LAST ERROR"), "{wide}");
         let one = instance.atoll(["get", &format!("sandbox/{}", names[0]), "-o", "json"]).json();
         assert_eq!(one["spec"]["containers"][0]["resource"]["memory"], "64Mi");
-        let yaml = instance.atoll(["get", &format!("sandbox/{}", names[0]), "-o", "yaml"]).succeeded();
+        let yaml =
+            instance.atoll(["get", &format!("sandbox/{}", names[0]), "-o", "yaml"]).succeeded();
         assert!(yaml.contains("phase: Running"), "{yaml}");
         let described = instance.atoll(["describe", &format!("sandbox/{}", names[0])]).succeeded();
         for expected in ["Timeline", "command", "total", "Running", "Events", "memory 64Mi"] {
@@ -84,7 +85,8 @@ fn waiting_ends_with_the_state_or_with_the_news_that_it_cannot_come() {
 fn logs_follow_until_the_end_and_attach_gives_the_exit_code() {
     in_each_class("logs_and_attach", |instance, class| {
         let name = format!("writer-{class}");
-        let script = "echo one; echo two; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo three; exit 5";
+        let script =
+            "echo one; echo two; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo three; exit 5";
         create(instance, &manifest(&name, class, script));
         let mut follow = instance.begin(["logs", "-f", &name]);
         follow.line_with("two");

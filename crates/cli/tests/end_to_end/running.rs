@@ -32,9 +32,11 @@ fn input_output_and_exit_codes_pass_through_and_nothing_stays() {
 #[test]
 fn environment_directory_and_user_are_those_asked_for() {
     in_each_class("environment_directory_and_user", |instance, class| {
-        let arguments = ["-e", "A=b c", "-e", "GREETING", "-w", "/tmp", "-u", "nobody", IMAGE, "--"];
+        let arguments =
+            ["-e", "A=b c", "-e", "GREETING", "-w", "/tmp", "-u", "nobody", IMAGE, "--"];
         let mut arguments = run(class, &arguments);
-        arguments.extend(["sh", "-c", "echo $A; echo $GREETING; pwd; id -u; id -g"].map(str::to_owned));
+        arguments
+            .extend(["sh", "-c", "echo $A; echo $GREETING; pwd; id -u; id -g"].map(str::to_owned));
         let mut command = instance.command(&arguments);
         command.env("GREETING", "hello");
         let finished = crate::support::finish(command, b"");
@@ -55,7 +57,12 @@ fn no_byte_of_much_output_or_input_is_lost() {
         let input: Vec<u8> = (0..3_000_000_u32).flat_map(|n| [(n % 251) as u8]).collect();
         let echoed = instance.atoll_with_input(run(class, &["-i", IMAGE, "--", "cat"]), &input);
         echoed.succeeded();
-        assert!(echoed.stdout == input, "{} of {} bytes came back", echoed.stdout.len(), input.len());
+        assert!(
+            echoed.stdout == input,
+            "{} of {} bytes came back",
+            echoed.stdout.len(),
+            input.len()
+        );
     });
 }
 
@@ -65,7 +72,8 @@ fn limits_that_make_no_sense_and_images_that_are_not_there_are_told() {
         let bad = instance.atoll(run(class, &["--memory", "-1", IMAGE, "--", "true"]));
         bad.ended_with(125);
         bad.complains("memory");
-        let missing = instance.atoll(run(class, &["--pull", "never", "no/such-image", "--", "true"]));
+        let missing =
+            instance.atoll(run(class, &["--pull", "never", "no/such-image", "--", "true"]));
         missing.ended_with(125);
         missing.complains("no/such-image");
         let unknown = instance.atoll(["run", "--class", "vapour", IMAGE, "--", "true"]);
@@ -109,12 +117,25 @@ fn exec_runs_beside_the_main_process() {
         assert_eq!(code.ended_with(9), "o\n");
         assert_eq!(code.stderr, "e\n");
         let set = exec(
-            &["-e", "K=v", "-w", "/etc", "-u", "nobody", &name, "--", "sh", "-c", "echo $K $(pwd) $(id -u)"],
+            &[
+                "-e",
+                "K=v",
+                "-w",
+                "/etc",
+                "-u",
+                "nobody",
+                &name,
+                "--",
+                "sh",
+                "-c",
+                "echo $K $(pwd) $(id -u)",
+            ],
             b"",
         );
         assert_eq!(set.succeeded(), "v /etc 65534\n");
         exec(&[&name, "--", "nothing-of-that-name"], b"").ended_with(127);
-        let shared = exec(&[&name, "--", "sh", "-c", "kill -0 $(cat /tmp/main) && echo alive"], b"");
+        let shared =
+            exec(&[&name, "--", "sh", "-c", "kill -0 $(cat /tmp/main) && echo alive"], b"");
         assert_eq!(shared.succeeded(), "alive\n");
         let wrong = exec(&["-c", "other", &name, "--", "true"], b"");
         assert_eq!(wrong.code, Some(125), "{wrong:?}");

@@ -13,7 +13,16 @@ fn what_is_kept_stays_with_its_files_and_logs() {
     in_each_class("keep", |instance, class| {
         let name = format!("kept-{class}");
         let run = instance.atoll([
-            "run", "--class", class, "--keep", "--name", &name, IMAGE, "--", "sh", "-c",
+            "run",
+            "--class",
+            class,
+            "--keep",
+            "--name",
+            &name,
+            IMAGE,
+            "--",
+            "sh",
+            "-c",
             "echo out; echo err >&2; exit 3",
         ]);
         assert_eq!(run.ended_with(3), "out\n");
@@ -34,14 +43,12 @@ fn what_is_kept_stays_with_its_files_and_logs() {
 #[test]
 fn ctrl_c_reaches_the_command_and_twice_ends_it() {
     in_each_class("ctrl_c", |instance, class| {
-        let mut run =
-            instance.begin(["run", "--class", class, IMAGE, "--", "sh", "-c", CATCHES]);
+        let mut run = instance.begin(["run", "--class", class, IMAGE, "--", "sh", "-c", CATCHES]);
         run.line_with("ready");
         run.signal(Signal::INT);
         let finished = run.finish();
         assert!(finished.ended_with(9).contains("caught"));
-        let mut run =
-            instance.begin(["run", "--class", class, IMAGE, "--", "sh", "-c", IGNORES]);
+        let mut run = instance.begin(["run", "--class", class, IMAGE, "--", "sh", "-c", IGNORES]);
         run.line_with("ready");
         run.signal(Signal::INT);
         wait_until("the first signal was taken", || {
@@ -65,7 +72,15 @@ fn ctrl_c_reaches_the_command_and_twice_ends_it() {
 fn a_command_that_takes_too_long_is_ended() {
     in_each_class("timeout", |instance, class| {
         let run = instance.atoll([
-            "run", "--class", class, "--timeout", "1s", IMAGE, "--", "sh", "-c",
+            "run",
+            "--class",
+            class,
+            "--timeout",
+            "1s",
+            IMAGE,
+            "--",
+            "sh",
+            "-c",
             "echo begun; sleep 1000",
         ]);
         assert_eq!(run.ended_with(124), "begun\n");

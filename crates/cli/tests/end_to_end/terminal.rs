@@ -5,7 +5,11 @@ use std::process::Command;
 use crate::support::{IMAGE, Instance, finish, in_each_class, skipped};
 
 /// Runs atoll on a terminal of its own, with this typed.
-fn on_a_terminal(instance: &Instance, arguments: &[&str], typed: &str) -> Option<(Option<i32>, String)> {
+fn on_a_terminal(
+    instance: &Instance,
+    arguments: &[&str],
+    typed: &str,
+) -> Option<(Option<i32>, String)> {
     let quoted: Vec<String> = arguments.iter().map(|word| format!("'{word}'")).collect();
     let line = format!(
         "stty rows 33 cols 101; stty -g > \"$BEFORE\"; {} {}; code=$?; stty -g > \"$AFTER\"; exit $code",
@@ -38,14 +42,23 @@ fn a_terminal_inside_has_the_size_and_the_echo_of_the_one_outside() {
             all.extend(command);
             all
         };
-        let Some((code, text)) = on_a_terminal(instance, &with(&["sh", "-c", "tty; while [ \"$(stty size)\" = \"24 80\" ]; do sleep 0.02; done; stty size; echo $TERM; exit 4"]), "")
-        else {
+        let Some((code, text)) = on_a_terminal(
+            instance,
+            &with(&[
+                "sh",
+                "-c",
+                "tty; while [ \"$(stty size)\" = \"24 80\" ]; do sleep 0.02; done; stty size; echo $TERM; exit 4",
+            ]),
+            "",
+        ) else {
             return;
         };
         assert_eq!(code, Some(4), "{text}");
         assert!(text.contains("/dev/pts/") || text.contains("/dev/console"), "{text}");
         assert!(text.contains("33 101") && text.contains("xterm"), "{text}");
-        let Some((code, text)) = on_a_terminal(instance, &with(&["cat"]), "typed\n\u{4}") else { return };
+        let Some((code, text)) = on_a_terminal(instance, &with(&["cat"]), "typed\n\u{4}") else {
+            return;
+        };
         assert_eq!(code, Some(0), "{text}");
         assert!(text.contains("typed"), "{text}");
         instance.has_no_sandboxes();

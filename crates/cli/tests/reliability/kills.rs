@@ -6,7 +6,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::seed::Chance;
-use crate::support::{IMAGE, Instance, REAL_CLASSES, instance_with_image, processes_of, skipped, wait_until};
+use crate::support::{
+    IMAGE, Instance, REAL_CLASSES, instance_with_image, processes_of, skipped, wait_until,
+};
 
 /// Sandboxes in an ordinary run, and where `ATOLL_TEST_FULL` is set.
 const ORDINARY: u64 = 48;

@@ -25,10 +25,13 @@ fn shim_pid(instance: &Instance, name: &str) -> Pid {
 
 fn kill(instance: &Instance, pid: Pid) {
     kill_process(pid, Signal::KILL).expect("it is alive");
-    wait_until("it is dead", || !processes_of(&instance.data_dir()).contains(&pid.as_raw_nonzero().get()));
+    wait_until("it is dead", || {
+        !processes_of(&instance.data_dir()).contains(&pid.as_raw_nonzero().get())
+    });
 }
 
-const COUNTS: &str = "n=0; while :; do n=$((n+1)); echo line $n; sleep 0.05; [ -e /tmp/go ] && exit 6; done";
+const COUNTS: &str =
+    "n=0; while :; do n=$((n+1)); echo line $n; sleep 0.05; [ -e /tmp/go ] && exit 6; done";
 
 #[test]
 fn a_sandbox_outlives_its_server_and_is_the_same_process_afterwards() {
@@ -50,7 +53,9 @@ fn a_sandbox_outlives_its_server_and_is_the_same_process_afterwards() {
         assert_eq!(shim, shim_pid(instance, &name), "the same shim");
         assert_eq!(instance.atoll(["exec", &name, "--", "cat", "/tmp/mark"]).succeeded(), "mark\n");
         instance.atoll(["exec", &name, "--", "touch", "/tmp/go"]).succeeded();
-        instance.atoll(["wait", &format!("sandbox/{name}"), "--for", "failed", "--timeout", "30s"]).succeeded();
+        instance
+            .atoll(["wait", &format!("sandbox/{name}"), "--for", "failed", "--timeout", "30s"])
+            .succeeded();
         whole_count(&instance.atoll(["logs", &name]).succeeded());
         instance.atoll(["delete", &format!("sandbox/{name}")]).succeeded();
     });
@@ -70,7 +75,8 @@ fn whole_count(log: &str) {
 fn an_exit_while_the_server_is_down_is_told_with_its_code_and_all_its_output() {
     in_each_class("exit_while_down", |instance, class| {
         let name = format!("ends-{class}");
-        let script = "n=0; while [ $n -lt 60 ]; do n=$((n+1)); echo line $n; sleep 0.05; done; exit 43";
+        let script =
+            "n=0; while [ $n -lt 60 ]; do n=$((n+1)); echo line $n; sleep 0.05; done; exit 43";
         create(instance, class, &name, script);
         let shim = shim_pid(instance, &name);
         instance.kill_server();
@@ -80,7 +86,11 @@ fn an_exit_while_the_server_is_down_is_told_with_its_code_and_all_its_output() {
         instance.up();
         let after = instance.sandbox(&name).expect("its record stays");
         let container = &after["status"]["containers"][0];
-        assert_eq!((&after["status"]["phase"], &container["exit_code"]), (&"Failed".into(), &43.into()), "{after}");
+        assert_eq!(
+            (&after["status"]["phase"], &container["exit_code"]),
+            (&"Failed".into(), &43.into()),
+            "{after}"
+        );
         let log = instance.atoll(["logs", &name]).succeeded();
         whole_count(&log);
         assert_eq!(log.lines().count(), 60);
@@ -102,7 +112,9 @@ fn a_sandbox_outlives_its_shim_and_is_taken_over() {
         assert_eq!(after["status"]["phase"], "Running", "{after}");
         assert_ne!(shim, shim_pid(instance, &name));
         instance.atoll(["exec", &name, "--", "touch", "/tmp/go"]).succeeded();
-        instance.atoll(["wait", &format!("sandbox/{name}"), "--for", "failed", "--timeout", "30s"]).succeeded();
+        instance
+            .atoll(["wait", &format!("sandbox/{name}"), "--for", "failed", "--timeout", "30s"])
+            .succeeded();
         let after = instance.sandbox(&name).expect("its record stays");
         assert_eq!(after["status"]["containers"][0]["exit_code"], 6, "{after}");
         instance.atoll(["delete", &format!("sandbox/{name}")]).succeeded();
@@ -113,7 +125,12 @@ fn a_sandbox_outlives_its_shim_and_is_taken_over() {
 fn with_server_and_shim_killed_an_exit_is_the_guests_record_or_unknown() {
     in_each_class("all_killed", |instance, class| {
         let name = format!("alone-{class}");
-        create(instance, class, &name, "while [ ! -e /tmp/go ]; do sleep 0.05; done; sleep 1; exit 17");
+        create(
+            instance,
+            class,
+            &name,
+            "while [ ! -e /tmp/go ]; do sleep 0.05; done; sleep 1; exit 17",
+        );
         let shim = shim_pid(instance, &name);
         instance.atoll(["exec", &name, "--", "touch", "/tmp/go"]).succeeded();
         instance.kill_server();

@@ -121,7 +121,15 @@ fn a_sandbox_that_fills_its_disk_harms_itself_alone() {
     }
     create(&instance, "neighbour");
     let fills = instance.atoll([
-        "run", "--class", "container", "--disk", "16Mi", IMAGE, "--", "sh", "-c",
+        "run",
+        "--class",
+        "container",
+        "--disk",
+        "16Mi",
+        IMAGE,
+        "--",
+        "sh",
+        "-c",
         "dd if=/dev/zero of=/tmp/x bs=1M count=64 2>&1; echo still here",
     ]);
     assert!(fills.succeeded().contains("still here"), "{fills:?}");

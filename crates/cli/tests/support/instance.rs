@@ -46,8 +46,10 @@ impl Instance {
 
     /// A directory in which none has been started.
     pub fn not_started() -> Self {
-        let directory =
-            tempfile::Builder::new().prefix("atoll-test-").tempdir().expect("a temporary directory");
+        let directory = tempfile::Builder::new()
+            .prefix("atoll-test-")
+            .tempdir()
+            .expect("a temporary directory");
         Self { directory, environment: Vec::new(), ended: false }
     }
 

@@ -124,8 +124,10 @@ fn groups(name: &str) -> Vec<PathBuf> {
             if !path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
                 continue;
             }
-            let named =
-                path.file_name().and_then(|name| name.to_str()).is_some_and(|text| text.contains(name));
+            let named = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .is_some_and(|text| text.contains(name));
             if within || named {
                 found.push(path.clone());
             }

@@ -232,8 +232,7 @@ impl Running {
             stdout.extend_from_slice(&line);
         }
         let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
-        let finished =
-            Finished { what: self.what.clone(), code: status.code(), stdout, stderr };
+        let finished = Finished { what: self.what.clone(), code: status.code(), stdout, stderr };
         assert!(ended > 0, "it did not end within {LIMIT:?}: {finished:?}");
         finished
     }
