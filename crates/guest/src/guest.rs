@@ -32,7 +32,7 @@ const KILL: i32 = 9;
 /// What [`Boot`] has set.
 #[derive(Debug)]
 struct Booted {
-    filters: Vec<Filter>,
+    filter: Filter,
     /// Where the guest itself has to count.
     pids_limit: Option<u64>,
 }
@@ -231,7 +231,7 @@ impl Guest {
             return diagnose(&format!("stream {number} is in use already"));
         }
         let launched = match self.admit() {
-            Ok(booted) => launch::launch(&spec, &booted.filters, self.open_files),
+            Ok(booted) => launch::launch(&spec, &booted.filter, self.open_files),
             Err(failure) => Err(failure),
         };
         match launched {
@@ -250,7 +250,7 @@ impl Guest {
         let capabilities = self.capabilities.unwrap_or(0);
         let begun = self
             .admit()
-            .and_then(|booted| launch::identity(&request.user, capabilities, true, &booted.filters))
+            .and_then(|booted| launch::identity(&request.user, capabilities, true, &booted.filter))
             .map_err(|failure| failure.message)
             .and_then(|identity| transfer::begin(direction, request, &identity));
         match begun {
@@ -316,19 +316,23 @@ impl Guest {
 }
 
 fn prepare_boot(boot: &Boot) -> Result<Booted, String> {
-    let shield = shield::raise(boot.pids_limit)?;
-    let mut filters = shield.filters;
-    if !boot.seccomp_filter_base64.is_empty() {
+    let filter = if boot.seccomp_filter_base64.is_empty() {
+        None
+    } else {
         let bytes = base64::engine::general_purpose::STANDARD
             .decode(&boot.seccomp_filter_base64)
             .map_err(|error| format!("the system call filter is no base64: {error}"))?;
         let filter = Filter::from_bytes(&bytes);
-        filters.push(filter.ok_or("the system call filter is no array of sock_filter")?);
-    }
+        Some(filter.ok_or("the system call filter is no array of sock_filter")?)
+    };
+    let shield = shield::raise(boot.pids_limit, filter.as_ref())?;
     if let Some(hostname) = &boot.hostname {
         set_hostname(hostname)?;
     }
-    Ok(Booted { filters, pids_limit: boot.pids_limit.filter(|_| !shield.limits_processes) })
+    Ok(Booted {
+        filter: shield.filter,
+        pids_limit: boot.pids_limit.filter(|_| !shield.limits_processes),
+    })
 }
 
 /// Sets the hostname; one that is in force already needs no right to set it.

@@ -39,16 +39,16 @@ pub(crate) struct Launched {
     pub(crate) terminal: Option<Rc<OwnedFd>>,
 }
 
-/// Starts what the spec says, under those filters. `open_files` is the limit of what has none in its spec.
+/// Starts what the spec says, under that filter. `open_files` is the limit of what has none in its spec.
 ///
 /// # Errors
 /// The failure to send.
 pub(crate) fn launch(
     spec: &ProcessSpec,
-    filters: &[Filter],
+    filter: &Filter,
     open_files: (u64, u64),
 ) -> Result<Launched, StartFailure> {
-    let program = program(spec, filters, open_files)?;
+    let program = program(spec, filter, open_files)?;
     if spec.make_working_directory {
         make_directory(&spec.working_directory)?;
     }
@@ -141,7 +141,7 @@ pub(crate) fn identity(
     user: &UserIds,
     capabilities: u64,
     no_new_privileges: bool,
-    filters: &[Filter],
+    filter: &Filter,
 ) -> Result<Identity, StartFailure> {
     let ids = [user.uid, user.gid];
     if ids.iter().chain(&user.supplementary_gids).any(|id| *id == u32::MAX) {
@@ -153,13 +153,13 @@ pub(crate) fn identity(
         supplementary_gids: user.supplementary_gids.clone(),
         capabilities,
         no_new_privileges,
-        filters: filters.to_vec(),
+        filter: Some(filter.clone()),
     })
 }
 
 fn program(
     spec: &ProcessSpec,
-    filters: &[Filter],
+    filter: &Filter,
     default_open_files: (u64, u64),
 ) -> Result<Program, StartFailure> {
     let Some(name) = spec.args.first().filter(|name| !name.is_empty()) else {
@@ -177,7 +177,7 @@ fn program(
         args: c_strings(&spec.args)?,
         env: c_strings(&spec.env)?,
         working_directory: c_string(&spec.working_directory)?,
-        identity: identity(&spec.user, spec.capabilities, spec.no_new_privileges, filters)?,
+        identity: identity(&spec.user, spec.capabilities, spec.no_new_privileges, filter)?,
         umask: spec.umask,
         oom_score_adj: spec.oom_score_adj,
         open_files: spec

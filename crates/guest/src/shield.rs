@@ -1,4 +1,6 @@
-//! What Linux does for a first process and gVisor does not, made up for before anything is started.
+//! What protects the guest from its workload beside what the kernel does by itself, raised before anything is started.
+//!
+//! Everywhere: nobody under the guest may change its resource limits (root may those of root), which could starve or end it.
 //!
 //! In gVisor root inside may open /proc/1/fd/*, which are the channel, and may kill or stop process 1. So an empty directory is
 //! mounted over those descriptors, and every process gets a filter that keeps the two signals back. In return gVisor has a control group
@@ -28,23 +30,24 @@ const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
 const PIDS_MAX: &str = "/sys/fs/cgroup/pids/pids.max";
 
 /// What was raised.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Shield {
     /// To be in force in every process.
-    pub(crate) filters: Vec<Filter>,
+    pub(crate) filter: Filter,
     /// The kernel limits the number of processes, nobody has to count.
     pub(crate) limits_processes: bool,
 }
 
-/// Raises what this kernel needs.
+/// Raises what this kernel needs. `filter` is the host's.
 ///
 /// # Errors
 /// What could not be covered, for people.
-pub(crate) fn raise(pids_limit: Option<u64>) -> Result<Shield, String> {
-    if rustix::system::uname().release().to_bytes() != GVISOR_RELEASE {
-        return Ok(Shield::default());
-    }
+pub(crate) fn raise(pids_limit: Option<u64>, filter: Option<&Filter>) -> Result<Shield, String> {
     let pid = rustix::process::getpid().as_raw_nonzero().get();
+    if rustix::system::uname().release().to_bytes() != GVISOR_RELEASE {
+        let filter = Filter::guarding(pid, false, filter);
+        return Ok(Shield { filter, limits_processes: false });
+    }
     for path in [format!("/proc/{pid}/fd"), format!("/proc/{pid}/task/{pid}/fd")] {
         cover(&path)?;
         if Path::new(&path).join("0").symlink_metadata().is_ok() {
@@ -55,10 +58,11 @@ pub(crate) fn raise(pids_limit: Option<u64>) -> Result<Shield, String> {
     if Path::new(PIDS_MAX).exists() {
         cover(CONTROL_GROUPS)?;
     }
+    let guarded = Filter::guarding(pid, true, filter);
     let first = rustix::process::Pid::INIT.as_raw_nonzero().get();
-    let relay = relay::is_between().then_some(first);
-    let filters = relay.into_iter().chain([pid]).map(Filter::guarding).collect();
-    Ok(Shield { filters, limits_processes })
+    let filter =
+        if relay::is_between() { Filter::guarding(first, true, Some(&guarded)) } else { guarded };
+    Ok(Shield { filter, limits_processes })
 }
 
 /// The guest itself is one of the counted. Says whether the limit holds.

@@ -64,8 +64,8 @@ pub struct Identity {
     pub capabilities: u64,
     /// Set no_new_privs.
     pub no_new_privileges: bool,
-    /// The filters to put in force last of all, in this order: a call must pass all of them.
-    pub filters: Vec<Filter>,
+    /// The filter to put in force last of all.
+    pub filter: Option<Filter>,
 }
 
 /// A program to start.

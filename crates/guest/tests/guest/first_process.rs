@@ -154,13 +154,15 @@ fn nothing_of_the_guest_can_be_read_or_written_from_inside() {
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn the_guest_cannot_be_traced_nor_its_descriptors_taken() {
-    // SOURCE: numbers of arch/x86/entry/syscalls/syscall_64.tbl: ptrace (16 attach, 0x4206 seize), process_vm_readv, pidfd_open, pidfd_getfd.
+    // SOURCE: numbers of arch/x86/entry/syscalls/syscall_64.tbl: ptrace (16 attach, 0x4206 seize), process_vm_readv, pidfd_open, pidfd_getfd, prlimit64.
     let script = r#"perl -e '
         for my $how (16, 0x4206) { print "TRACED\n" if syscall(101, $how, 1, 0, 0) == 0; }
         my $buffer = "x" x 8; my $vec = pack("PQ", $buffer, 8); my $far = pack("QQ", 0x400000, 8);
         print "READ\n" if syscall(310, 1, $vec, 1, $far, 1, 0) > 0;
         my $pidfd = syscall(434, 1, 0);
         for my $fd (0..4) { print "TAKEN $fd\n" if $pidfd >= 0 && syscall(438, $pidfd, $fd, 0) >= 0; }
+        my $limits = pack("QQ", 3, 3);
+        for my $limit (0..15) { print "LIMITED $limit\n" if syscall(302, 1, $limit, $limits, 0) == 0; }
         print "tried\n";'"#;
     for (mut host, spec) in
         attackers("the_guest_cannot_be_traced_nor_its_descriptors_taken", script)

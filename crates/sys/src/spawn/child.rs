@@ -61,7 +61,7 @@ impl<'a> IdentityPlan<'a> {
     pub(super) fn take_on(&self) -> Outcome {
         let failed = Step::Identity;
         if !self.identity.no_new_privileges {
-            self.install_filters()?;
+            self.install_filter()?;
         }
         for number in &self.dropped {
             // SAFETY: takes numbers only.
@@ -77,8 +77,8 @@ impl<'a> IdentityPlan<'a> {
         self.set_capabilities()
     }
 
-    fn install_filters(&self) -> Outcome {
-        self.identity.filters.iter().try_for_each(install)
+    fn install_filter(&self) -> Outcome {
+        self.identity.filter.as_ref().map_or(Ok(()), install)
     }
 
     /// By bare system calls: the C library's functions speak with other threads, which a forked process does not have.
@@ -116,7 +116,7 @@ impl<'a> IdentityPlan<'a> {
         }
         // SAFETY: takes numbers only.
         check(Step::Filter, unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
-        self.install_filters()
+        self.install_filter()
     }
 }
 

@@ -1,6 +1,7 @@
-//! A filter that keeps the two signals which nobody can block from one process.
+//! A filter that protects one process from the others under it: its limits, and where the kernel does not, from the two signals which
+//! nobody can block.
 //!
-//! Linux keeps them from the first process of a pid namespace by itself. Kernels that do not (gVisor) let root inside kill or stop it:
+//! Linux keeps these from the first process of a pid namespace by itself. Kernels that do not (gVisor) let root inside kill or stop it:
 //! under this filter such a signal is said to have been sent, as Linux says, and is not.
 
 use super::Filter;
@@ -42,44 +43,63 @@ fn if_call(number: libc::c_long, block: u8) -> libc::sock_filter {
 }
 
 impl Filter {
-    /// Keeps SIGKILL and SIGSTOP from the process of that number (and its first thread), by whatever call names it. All other calls
-    /// pass.
+    /// Keeps everybody from changing the resource limits of the process of that number, which is asked of no privilege when both are root;
+    /// with `signals` SIGKILL and SIGSTOP too, by whatever call names it (or its first thread). All other calls go on to `then`, or pass.
     #[must_use]
-    pub fn guarding(pid: i32) -> Self {
-        let mut program = Vec::new();
-        // Target and signal by the place of their arguments.
-        let calls = [
-            (libc::SYS_kill, 0, 1),
-            (libc::SYS_tkill, 0, 1),
-            (libc::SYS_rt_sigqueueinfo, 0, 1),
-            (libc::SYS_tgkill, 1, 2),
-            (libc::SYS_rt_tgsigqueueinfo, 1, 2),
-        ];
-        for (call, target, signal) in calls {
-            program.extend([
-                load(0),
-                if_call(call, 7),
-                load(argument(target)),
-                if_equal(pid.cast_unsigned(), 0, 4),
-                load(argument(signal)),
-                if_equal(KILL, 1, 0),
-                if_equal(STOP, 0, 1),
-                answer(REFUSE),
-                answer(ALLOW),
-            ]);
-        }
-        // A descriptor that signals its owner when something comes: the owner may be anyone.
-        program.extend([
+    pub fn guarding(pid: i32, signals: bool, then: Option<&Self>) -> Self {
+        let pid = pid.cast_unsigned();
+        let mut program = vec![
             load(0),
-            if_call(libc::SYS_fcntl, 6),
-            load(argument(1)),
-            if_equal(F_SETSIG, 0, 4),
-            load(argument(2)),
-            if_equal(KILL, 1, 0),
-            if_equal(STOP, 0, 1),
-            answer(REFUSE | libc::EINVAL.cast_unsigned()),
-            answer(ALLOW),
-        ]);
+            if_call(libc::SYS_prlimit64, 3),
+            load(argument(0)),
+            if_equal(pid, 0, 1),
+            answer(REFUSE | libc::EPERM.cast_unsigned()),
+        ];
+        if signals {
+            program.extend(signal_guard(pid));
+        }
+        match then {
+            Some(then) => program.extend_from_slice(&then.0),
+            None => program.push(answer(ALLOW)),
+        }
         Self(program.into())
     }
+}
+
+fn signal_guard(pid: u32) -> Vec<libc::sock_filter> {
+    // Target and signal by the place of their arguments.
+    let calls = [
+        (libc::SYS_kill, 0, 1),
+        (libc::SYS_tkill, 0, 1),
+        (libc::SYS_rt_sigqueueinfo, 0, 1),
+        (libc::SYS_tgkill, 1, 2),
+        (libc::SYS_rt_tgsigqueueinfo, 1, 2),
+    ];
+    let mut program = Vec::new();
+    for (call, target, signal) in calls {
+        program.extend(refuse_signals(call, (target, pid), signal, 0));
+    }
+    // A descriptor that signals its owner when something comes: the owner may be anyone.
+    let error = libc::EINVAL.cast_unsigned();
+    program.extend(refuse_signals(libc::SYS_fcntl, (1, F_SETSIG), 2, error));
+    program
+}
+
+/// Answers with that error number where an argument has that value and another is one of the two signals; else goes on behind the block.
+fn refuse_signals(
+    call: libc::c_long,
+    (target, value): (u32, u32),
+    signal: u32,
+    error: u32,
+) -> [libc::sock_filter; 8] {
+    [
+        load(0),
+        if_call(call, 6),
+        load(argument(target)),
+        if_equal(value, 0, 4),
+        load(argument(signal)),
+        if_equal(KILL, 1, 0),
+        if_equal(STOP, 0, 1),
+        answer(REFUSE | error),
+    ]
 }

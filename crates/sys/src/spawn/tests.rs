@@ -22,7 +22,7 @@ fn program(args: &[&str]) -> Program {
             supplementary_gids: Vec::new(),
             capabilities: u64::MAX,
             no_new_privileges: true,
-            filters: Vec::new(),
+            filter: None,
         },
         umask: 0o027,
         oom_score_adj: 0,
@@ -127,7 +127,7 @@ fn another_user_has_its_groups_and_no_capability_that_is_in_force() {
         supplementary_gids: vec![7, 9],
         capabilities: 0b101,
         no_new_privileges: true,
-        filters: Vec::new(),
+        filter: None,
     };
     let mut names = vec!["Uid:", "Gid:", "Groups:"];
     names.extend(CAPABILITY_LINES);
@@ -160,13 +160,13 @@ fn root_has_the_capabilities_it_was_given_and_no_other() {
 #[test]
 fn a_filter_is_in_force_before_the_program() {
     let filter = Filter::from_bytes(crate::seccomp::container_filter().unwrap()).unwrap();
-    let identity = Identity { filters: vec![filter], ..program(&["x"]).identity };
+    let identity = Identity { filter: Some(filter), ..program(&["x"]).identity };
     assert_eq!(status_lines(identity, &["Seccomp:", "NoNewPrivs:"]), ["2", "1"]);
     assert!(Filter::from_bytes(&[]).is_none());
     assert!(Filter::from_bytes(&[0; 9]).is_none());
     // BPF that never returns: the kernel refuses it, and so the program is not started.
     let broken = Filter::from_bytes(&[0; 8]).unwrap();
-    let identity = Identity { filters: vec![broken], ..program(&["x"]).identity };
+    let identity = Identity { filter: Some(broken), ..program(&["x"]).identity };
     let (progress, ..) = run(&Program { identity, ..program(&["/bin/true"]) });
     let failure = StartError { step: Step::Filter, source: Errno::INVAL };
     assert_eq!(progress, Progress::Failed(failure));
@@ -200,9 +200,9 @@ fn a_guard_lets_all_signals_through_but_the_two_that_cannot_be_blocked() {
     let sleeper =
         start(&program(&["/bin/sleep", "100"]), [null.as_fd(), null.as_fd(), null.as_fd()])
             .unwrap();
-    let guard = Filter::guarding(sleeper.pid());
+    let guard = Filter::guarding(sleeper.pid(), true, None);
     let guarded = |script: &str| {
-        let identity = Identity { filters: vec![guard.clone()], ..program(&["x"]).identity };
+        let identity = Identity { filter: Some(guard.clone()), ..program(&["x"]).identity };
         run(&Program { identity, ..program(&["/bin/sh", "-c", script]) })
     };
     let pid = sleeper.pid();
@@ -212,6 +212,11 @@ fn a_guard_lets_all_signals_through_but_the_two_that_cannot_be_blocked() {
     assert_eq!(reap(pid, Wait::Now).unwrap(), None, "it lives");
     let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     assert!(!state.contains(") T "), "and was not stopped: {state}");
+    let (_, exit, output) = guarded(&format!(
+        "prlimit --pid {pid} --nofile=3:3 || prlimit --pid $$ --nofile=20:20 && ulimit -n"
+    ));
+    assert_eq!(exit, Exit::Code(0), "{output}");
+    assert!(output.contains("not permitted") && output.ends_with("20\n"), "{output}");
     let (_, exit, _) = guarded("sleep 100 & kill -9 $!; wait $!");
     assert_eq!(exit, Exit::Code(137), "others are not guarded");
     guarded(&format!("kill -15 {pid}"));
