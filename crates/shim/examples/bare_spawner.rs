@@ -27,6 +27,8 @@ struct Bare {
     first: Vec<Option<First>>,
     /// A file whose presence makes `prepare` fail.
     refuse: PathBuf,
+    /// A file that tells of the boost's end.
+    boost_ended: PathBuf,
     _resources: Resources,
 }
 
@@ -43,6 +45,7 @@ impl Bare {
             from_outside: Vec::new(),
             first: launch.plan.containers.iter().map(|_| None).collect(),
             refuse: launch.placement.directory.join("refuse"),
+            boost_ended: launch.placement.directory.join("boost-ended"),
             _resources: resources,
         }
     }
@@ -157,7 +160,7 @@ impl Engine for Bare {
     }
 
     fn end_boost(&mut self) -> Result<(), EngineError> {
-        Ok(())
+        std::fs::write(&self.boost_ended, "").map_err(|error| failed("end the boost")(&error))
     }
 
     fn evidence(&mut self, container: usize) -> EndEvidence {

@@ -17,7 +17,7 @@
 //! of [`SpawnRequest::descriptors`]. The spawner forks the shim, which leaves its session. The descriptor `conversation` is the shim's first
 //! connection and subscribed from the start: it hears `Spawned` and all that follows. From a shim that adopts it hears `Spawned`, then, as
 //! soon as every guest has answered or ended (within 2 s), a [`ShimReply::State`], then events. A directory that another shim holds is
-//! answered by [`ShimReply::Refused`] (connect to that one), a launch that cannot be read by [`ShimEvent::LaunchFailed`] alone. A later
+//! answered by [`ShimReply::Refused`] (connect to that one), and so is one that cannot be taken over (nothing was ended); a launch that cannot be read by [`ShimEvent::LaunchFailed`] alone. A later
 //! server connects to `shim.sock` and sends [`ShimRequest::Subscribe`].
 //!
 //! On a connection the client's first frame is [`REQUEST_KIND`] with a JSON [`ShimRequest`]; the shim answers with [`REPLY_KIND`]

@@ -79,7 +79,11 @@ pub(super) fn begin(request: &SpawnRequest, given: Given, make_engine: MakeEngin
     }
     shim.tell(&ShimEvent::Spawned { at_monotonic_micros: clock::monotonic_micros() });
     if request.adopt {
-        shim.take_over();
+        if let Err(why) = shim.take_over() {
+            let why = format!("the sandbox cannot be taken over, and was left as it is: {why}");
+            shim.conversations.values_mut().for_each(|one| one.refuse(why.clone()));
+            return None;
+        }
     } else if let Err(message) = shim.launch() {
         shim.fail_launch(message);
     }
@@ -202,6 +206,7 @@ impl Shim {
             retry_at: None,
             tell_state_at: None,
             state_told: false,
+            accept_at: None,
             launch_failure: None,
         }
     }

@@ -18,6 +18,7 @@ use std::time::Duration;
 use atoll_wire::guest::HostMessage;
 use atoll_wire::shim::{Launch, ShimEvent, SpawnRequest};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
 use crate::clock;
@@ -35,6 +36,8 @@ const MAX_CONVERSATIONS: usize = 512;
 const SCRATCH_BYTES: usize = 64 * 1024;
 /// How long clients have to take what they are owed after the end.
 const LINGER: Duration = Duration::from_secs(15);
+/// How long connections wait when they cannot be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// How often, at most, dropped output is told of.
 const DROPPED_EVENT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -74,6 +77,8 @@ struct Shim {
     tell_state_at: Option<Duration>,
     /// They have heard it.
     state_told: bool,
+    /// When connections are accepted again that nobody could take for want of descriptors.
+    accept_at: Option<Duration>,
     /// Why it could not be begun.
     launch_failure: Option<String>,
 }
@@ -137,7 +142,7 @@ impl Shim {
                 sources.push(source);
                 fds.push(PollFd::from_borrowed_fd(fd, interest));
             };
-            if let Some(listener) = &self.listener {
+            if let Some(listener) = self.listener.as_ref().filter(|_| self.accept_at.is_none()) {
                 add(Source::Listener, listener.as_fd(), PollFlags::IN);
             }
             for (&id, one) in &self.conversations {
@@ -183,6 +188,7 @@ impl Shim {
             self.tell_dropped_at,
             self.retry_at,
             self.tell_state_at,
+            self.accept_at,
         ]
         .into_iter()
         .flatten()
@@ -219,6 +225,7 @@ impl Shim {
         if due(&mut self.tell_state_at) {
             self.tell_state();
         }
+        let _ = due(&mut self.accept_at);
         if due(&mut self.retry_at) {
             self.settle();
         }
@@ -226,7 +233,14 @@ impl Shim {
 
     fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };
-        let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC) else { return };
+        let socket = match accept_with(listener, SocketFlags::CLOEXEC) {
+            Ok(socket) => socket,
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
+            Err(_) => {
+                self.accept_at = Some(clock::monotonic() + ACCEPT_PAUSE);
+                return;
+            }
+        };
         if self.conversations.len() >= MAX_CONVERSATIONS {
             // Who connected longest ago and never asked for anything lasting makes room.
             let idle = self.conversations.iter().find(|(_, one)| one.role == Role::Requests);

@@ -80,8 +80,8 @@ impl Shim {
                 }
             }
             ShimRequest::EndBoost => {
-                self.reply(id, &ShimReply::Ok);
                 self.end_boost();
+                self.reply(id, &ShimReply::Ok);
             }
         }
     }

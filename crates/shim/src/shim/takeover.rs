@@ -14,7 +14,7 @@ use super::Shim;
 use super::container::MAIN;
 use crate::clock;
 use crate::conversation::Role;
-use crate::directory::Durability;
+use crate::directory::{DirectoryError, Durability};
 use crate::end_reason::Seen;
 use crate::log::Output;
 use crate::peer::Peer;
@@ -25,23 +25,24 @@ const STATE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Shim {
     /// Finds out what still runs and goes on with it.
-    pub(super) fn take_over(&mut self) {
+    ///
+    /// # Errors
+    /// Why it cannot be taken over. Nothing was ended: what runs may be healthy, and whoever asked decides about it.
+    pub(super) fn take_over(&mut self) -> Result<(), String> {
+        let said = |error: DirectoryError| error.to_string();
         if let Ok(Some(end)) = self.directory.read::<EndRecord>("end.json") {
-            return self.take_over_end(end);
+            self.take_over_end(end);
+            return Ok(());
         }
-        let record = self.directory.read::<ShimRecord>("shim.json").ok().flatten();
-        if let Err(error) = self.open_files(true) {
-            return self.fail_launch(format!("the sandbox cannot be taken over: {error}"));
-        }
+        let record = self.directory.read::<ShimRecord>("shim.json").map_err(said)?;
+        self.open_files(true).map_err(said)?;
         let Some(record) = record else {
-            // It died before anything of the user ran, or nobody can say any more what did: adopt() finds what is there to be removed.
+            // It died before anything of the user ran: adopt() finds what is there to be removed.
             let _ = self.engine.adopt(&empty_record());
-            return self.fail_launch("its shim ended while the sandbox was starting".into());
+            self.fail_launch("its shim ended while the sandbox was starting".into());
+            return Ok(());
         };
-        let begun = match self.engine.adopt(&record) {
-            Ok(begun) => begun,
-            Err(error) => return self.fail_launch(error.to_string()),
-        };
+        let begun = self.engine.adopt(&record).map_err(|error| error.to_string())?;
         let boost = self.launch.plan.boost_millis;
         self.end_boost_at = (boost > 0).then(clock::monotonic);
         self.tell_state_at = Some(clock::monotonic() + STATE_TIMEOUT);
@@ -75,6 +76,7 @@ impl Shim {
         }
         self.settle();
         self.tell_state_when_known();
+        Ok(())
     }
 
     /// Everything was over already; what the earlier shim did not get to remove is removed.

@@ -193,6 +193,28 @@ fn a_launch_that_cannot_be_read_or_prepared_fails_with_a_reason() {
 }
 
 #[test]
+fn the_boost_ends_by_itself_when_asked_and_after_a_takeover() {
+    let spawner = Spawner::start();
+    let boosted = |boost_millis| {
+        let sandbox = Sandbox::with(vec![container("main", "sleep 1000")], |launch| {
+            launch.plan.boost_millis = boost_millis;
+        });
+        spawner.request(&sandbox.directory, false).until_started();
+        sandbox
+    };
+    let short = boosted(50);
+    wait_until("it ends by itself", || short.path("boost-ended").exists());
+    let long = boosted(600_000);
+    assert!(!long.path("boost-ended").exists());
+    assert_eq!(long.connect().request(&ShimRequest::EndBoost), ShimReply::Ok);
+    assert!(long.path("boost-ended").exists());
+    let taken_over = boosted(600_000);
+    taken_over.kill_shim();
+    let _client = spawner.request(&taken_over.directory, true);
+    wait_until("it ends with the takeover", || taken_over.path("boost-ended").exists());
+}
+
+#[test]
 fn shims_outlive_their_spawner() {
     let mut spawner = Spawner::start();
     let sandbox = Sandbox::of_script("echo ready; read _; echo after");

@@ -117,3 +117,25 @@ fn a_full_disk_costs_output_and_nothing_else() {
     assert_eq!(sandbox.end().unwrap().containers[0].code, Some(3));
     drop(disk);
 }
+
+#[test]
+fn a_full_disk_costs_no_exit() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: a_full_disk_costs_no_exit: needs root to mount");
+        return;
+    }
+    let spawner = Spawner::start();
+    let sandbox = Sandbox::of_script("read _; exit 3");
+    let launch = fs::read(sandbox.path("launch.json")).unwrap();
+    let disk = SmallDisk::mount(sandbox.directory.clone(), "512k");
+    fs::write(sandbox.path("launch.json"), launch).unwrap();
+    let mut client = spawner.request(&sandbox.directory, false);
+    client.until_started();
+    let mut attached = sandbox.connect();
+    attached.request(&ShimRequest::Attach { container: "main".into(), from_start: false });
+    assert!(fs::write(sandbox.path("filler"), vec![0; 1 << 20]).is_err(), "the disk is full");
+    attached.send(atoll_wire::guest::HostMessage::Stdin(b"\n".to_vec()));
+    client.until_ended();
+    assert_eq!(sandbox.end().unwrap().containers[0].code, Some(3));
+    drop(disk);
+}

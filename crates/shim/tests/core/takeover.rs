@@ -178,21 +178,42 @@ fn a_running_sandbox_is_not_taken_from_its_shim() {
 }
 
 #[test]
-fn damaged_records_are_unknown_never_a_crash() {
+fn a_damaged_record_ends_nothing_and_is_told() {
     let spawner = Spawner::start();
+    let sandbox = Sandbox::of_script("sleep 1000");
+    spawner.request(&sandbox.directory, false).until_started();
+    let first = sandbox.first_process();
+    let whole = fs::read(sandbox.path("shim.json")).unwrap();
+    sandbox.kill_shim();
     for damage in ["", "{\"version\":1", "[1]", "null"] {
-        let sandbox = Sandbox::of_script("sleep 1000");
-        spawner.request(&sandbox.directory, false).until_started();
-        let first = sandbox.first_process();
-        sandbox.kill_shim();
         fs::write(sandbox.path("shim.json"), damage).unwrap();
-        let (mut client, _) = adopt(&spawner, &sandbox);
-        let events = client.until_ended();
-        assert!(matches!(events[..], [ShimEvent::LaunchFailed { .. }]), "{events:?}");
-        assert!(sandbox.end().unwrap().launch_failure.is_some());
-        // This engine finds nothing without the record; the real ones have their control groups.
-        kill(&first);
+        let mut client = spawner.request(&sandbox.directory, true);
+        assert!(matches!(client.event(), Some(ShimEvent::Spawned { .. })));
+        let ShimReply::Refused { message } = client.reply() else { panic!("not refused") };
+        assert!(message.contains("shim.json is damaged"), "{message}");
+        assert_eq!(client.event(), None);
+        assert_eq!(first.state().unwrap(), ProcessState::Running);
     }
+    assert!(sandbox.end().is_none());
+    fs::write(sandbox.path("shim.json"), whole).unwrap();
+    adopt(&spawner, &sandbox);
+    assert_eq!(exec(&sandbox, "main", "echo works").text(), "works\n");
+}
+
+#[test]
+fn a_sandbox_whose_shim_died_before_it_wrote_its_record_is_a_failed_launch() {
+    let spawner = Spawner::start();
+    let sandbox = Sandbox::of_script("sleep 1000");
+    spawner.request(&sandbox.directory, false).until_started();
+    let first = sandbox.first_process();
+    sandbox.kill_shim();
+    fs::remove_file(sandbox.path("shim.json")).unwrap();
+    let (mut client, _) = adopt(&spawner, &sandbox);
+    let events = client.until_ended();
+    assert!(matches!(events[..], [ShimEvent::LaunchFailed { .. }]), "{events:?}");
+    assert!(sandbox.end().unwrap().launch_failure.is_some());
+    // This engine finds nothing without the record; the real ones have their control groups.
+    kill(&first);
 }
 
 #[test]
