@@ -1,5 +1,6 @@
 //! Imports of each kind of archive, through the confined helper.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stderr, reason = "skipped tests say so")]
 
 mod support;
 
@@ -146,6 +147,33 @@ async fn archives_whose_parts_do_not_fit_are_refused() {
         scratch.assert_nothing_half_made();
     }
     scratch.import(&honest, "x:1").await.unwrap();
+}
+
+/// What other tools write: skopeo's two archive formats.
+#[tokio::test]
+async fn archives_of_other_tools_are_read() {
+    let scratch = scratch().await;
+    let layers = [Tar::new().file("a", b"a").finish(), Tar::new().file("b", b"b").finish()];
+    let built = Built::new(&layers, serde_json::json!({"Cmd": ["/a"], "User": "5"}));
+    let source = scratch.write("source.tar", &built.layout("1"));
+    for (kind, name) in [("oci-archive", "named/by-oci:2"), ("docker-archive", "named/by-docker:3")] {
+        let target = scratch.path(kind);
+        let copied = std::process::Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "--quiet"])
+            .arg(format!("oci-archive:{}:1", source.display()))
+            .arg(format!("{kind}:{}:{name}", target.display()))
+            .status();
+        let Ok(status) = copied else {
+            eprintln!("SKIPPED: archives_of_other_tools_are_read: skopeo missing");
+            return;
+        };
+        assert!(status.success(), "{kind}");
+        scratch.store.import(target, None, ProgressSink::none()).await.unwrap();
+        let image = scratch.store.resolve(&name.parse().unwrap()).unwrap();
+        assert_eq!((image.config.user.as_str(), image.config.cmd.as_slice()), ("5", ["/a".to_owned()].as_slice()));
+        assert_eq!(std::fs::read(image.layers[0].join("b")).unwrap(), b"b");
+    }
+    assert_eq!(scratch.names("layers").len(), 2, "the same layers, however they came");
 }
 
 /// A configuration that promises a layer of one file with this content.

@@ -208,6 +208,36 @@ async fn a_registry_that_goes_away_is_an_error_and_the_next_pull_resumes() {
     assert_eq!(last.range_start(), Some(half), "what was there was not downloaded again");
 }
 
+/// Layers that are whole are not fetched again, although the pull they came with failed.
+#[tokio::test]
+async fn the_next_pull_keeps_the_layers_of_a_failed_one() {
+    let scratch = scratch().await;
+    let built = Arc::new(image(&[("a", b"first layer"), ("b", b"second layer")]));
+    let (served, calls) = (Arc::clone(&built), AtomicUsize::new(0));
+    let registry = FakeRegistry::start(move |request| {
+        let second = request.path == blob_path(&served.layers[1]);
+        if second && calls.fetch_add(1, Ordering::SeqCst) == 0 { Reply::status(404) } else { serve_image(&served, request) }
+    });
+    let reference = registry.reference("team/app");
+    let error = pull(&scratch, &reference).await.unwrap_err();
+    assert_eq!(error.kind(), ImageErrorKind::NotFound, "{error}");
+    assert_eq!(scratch.store.list(), []);
+    pull(&scratch, &reference).await.unwrap();
+    assert_eq!(registry.requests_of(&blob_path(&built.layers[0])).len(), 1);
+}
+
+#[tokio::test]
+async fn a_registry_that_stumbles_is_asked_again() {
+    let scratch = scratch().await;
+    let built = Arc::new(image(&[("a", b"a")]));
+    let (served, calls) = (Arc::clone(&built), AtomicUsize::new(0));
+    let registry = FakeRegistry::start(move |request| {
+        // Every first answer of two is no answer.
+        if calls.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) { Reply::status(503) } else { serve_image(&served, request) }
+    });
+    pull(&scratch, &registry.reference("team/app")).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_registry_that_cannot_resume_is_read_from_the_start() {
     let scratch = scratch().await;

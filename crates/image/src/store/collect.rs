@@ -71,7 +71,13 @@ impl Inner {
     /// Unasked, before something new comes in. A failure is no reason not to try.
     pub(crate) fn make_room(&self) {
         let high_water = HighWater::DiskPercent(self.options.high_water_percent);
-        match self.collect(high_water, self.options.kept_unused) {
+        // Below the mark nothing is touched: the next pull goes on from what a failed one left.
+        let collected = match self.is_above(high_water) {
+            Ok(true) => self.collect(high_water, self.options.kept_unused),
+            Ok(false) => return,
+            Err(error) => Err(error),
+        };
+        match collected {
             Ok(collected) if collected.removed.is_empty() => {}
             Ok(collected) => {
                 tracing::info!(removed = ?collected.removed, freed_bytes = collected.freed_bytes, "the disk is nearly full: unused images were removed")

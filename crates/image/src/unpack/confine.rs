@@ -36,6 +36,7 @@ pub(super) fn begin() -> Result<(Request, OwnedFd), UnpackError> {
         .map_err(|error| failed("read the request", &error))?;
     let root = fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| failed("open the directory", &error))?;
+    be_alone()?;
     leave_namespaces()?;
     process::chroot(".").map_err(|error| failed("chroot", &error))?;
     process::chdir("/").map_err(|error| failed("chdir", &error))?;
@@ -45,6 +46,12 @@ pub(super) fn begin() -> Result<(Request, OwnedFd), UnpackError> {
     // Last: a change of user forgets it.
     end_with_parent(request.parent_pid)?;
     Ok((request, root))
+}
+
+/// Ids, capabilities and Landlock hold for one thread: there must be no other.
+fn be_alone() -> Result<(), UnpackError> {
+    let threads = std::fs::read_dir("/proc/self/task").map_err(|error| failed("count threads", &error))?.count();
+    if threads == 1 { Ok(()) } else { Err(failed("count threads", &format!("there are {threads} instead of one"))) }
 }
 
 fn end_with_parent(parent_pid: i32) -> Result<(), UnpackError> {
