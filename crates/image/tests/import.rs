@@ -156,7 +156,8 @@ async fn archives_of_other_tools_are_read() {
     let layers = [Tar::new().file("a", b"a").finish(), Tar::new().file("b", b"b").finish()];
     let built = Built::new(&layers, serde_json::json!({"Cmd": ["/a"], "User": "5"}));
     let source = scratch.write("source.tar", &built.layout("1"));
-    for (kind, name) in [("oci-archive", "named/by-oci:2"), ("docker-archive", "named/by-docker:3")] {
+    for (kind, name) in [("oci-archive", "named/by-oci:2"), ("docker-archive", "named/by-docker:3")]
+    {
         let target = scratch.path(kind);
         let copied = std::process::Command::new("skopeo")
             .args(["--insecure-policy", "copy", "--quiet"])
@@ -170,7 +171,10 @@ async fn archives_of_other_tools_are_read() {
         assert!(status.success(), "{kind}");
         scratch.store.import(target, None, ProgressSink::none()).await.unwrap();
         let image = scratch.store.resolve(&name.parse().unwrap()).unwrap();
-        assert_eq!((image.config.user.as_str(), image.config.cmd.as_slice()), ("5", ["/a".to_owned()].as_slice()));
+        assert_eq!(
+            (image.config.user.as_str(), image.config.cmd.as_slice()),
+            ("5", ["/a".to_owned()].as_slice())
+        );
         assert_eq!(std::fs::read(image.layers[0].join("b")).unwrap(), b"b");
     }
     assert_eq!(scratch.names("layers").len(), 2, "the same layers, however they came");

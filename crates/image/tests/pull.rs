@@ -216,7 +216,11 @@ async fn the_next_pull_keeps_the_layers_of_a_failed_one() {
     let (served, calls) = (Arc::clone(&built), AtomicUsize::new(0));
     let registry = FakeRegistry::start(move |request| {
         let second = request.path == blob_path(&served.layers[1]);
-        if second && calls.fetch_add(1, Ordering::SeqCst) == 0 { Reply::status(404) } else { serve_image(&served, request) }
+        if second && calls.fetch_add(1, Ordering::SeqCst) == 0 {
+            Reply::status(404)
+        } else {
+            serve_image(&served, request)
+        }
     });
     let reference = registry.reference("team/app");
     let error = pull(&scratch, &reference).await.unwrap_err();
@@ -233,7 +237,11 @@ async fn a_registry_that_stumbles_is_asked_again() {
     let (served, calls) = (Arc::clone(&built), AtomicUsize::new(0));
     let registry = FakeRegistry::start(move |request| {
         // Every first answer of two is no answer.
-        if calls.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) { Reply::status(503) } else { serve_image(&served, request) }
+        if calls.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) {
+            Reply::status(503)
+        } else {
+            serve_image(&served, request)
+        }
     });
     pull(&scratch, &registry.reference("team/app")).await.unwrap();
 }

@@ -250,7 +250,9 @@ async fn fetch_manifest(
 }
 
 /// Tries a small request again when that may help.
-async fn persistent<T>(request: impl AsyncFn() -> Result<T, RegistryError>) -> Result<T, RegistryError> {
+async fn persistent<T>(
+    request: impl AsyncFn() -> Result<T, RegistryError>,
+) -> Result<T, RegistryError> {
     let mut pause = FIRST_PAUSE;
     for _ in 1..MAX_SMALL_ATTEMPTS {
         match request().await {

@@ -50,8 +50,14 @@ pub(super) fn begin() -> Result<(Request, OwnedFd), UnpackError> {
 
 /// Ids, capabilities and Landlock hold for one thread: there must be no other.
 fn be_alone() -> Result<(), UnpackError> {
-    let threads = std::fs::read_dir("/proc/self/task").map_err(|error| failed("count threads", &error))?.count();
-    if threads == 1 { Ok(()) } else { Err(failed("count threads", &format!("there are {threads} instead of one"))) }
+    let threads = std::fs::read_dir("/proc/self/task")
+        .map_err(|error| failed("count threads", &error))?
+        .count();
+    if threads == 1 {
+        Ok(())
+    } else {
+        Err(failed("count threads", &format!("there are {threads} instead of one")))
+    }
 }
 
 fn end_with_parent(parent_pid: i32) -> Result<(), UnpackError> {
