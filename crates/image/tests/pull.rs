@@ -243,7 +243,12 @@ async fn a_registry_that_stumbles_is_asked_again() {
             serve_image(&served, request)
         }
     });
-    pull(&scratch, &registry.reference("team/app")).await.unwrap();
+    let reference = registry.reference("team/app").parse().unwrap();
+    let options = options();
+    // As a server calls it: behind a trait object that moves between threads.
+    let pulled: std::pin::Pin<Box<dyn Future<Output = _> + Send + '_>> =
+        Box::pin(scratch.store.pull(&reference, &options, ProgressSink::none()));
+    pulled.await.unwrap();
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ const MAX_ATTEMPTS: u32 = 4;
 /// Attempts in all: a registry that drips a byte and hangs up does not hold us for ever.
 const MAX_ATTEMPTS_IN_ALL: u32 = 50;
 /// Wait before the second attempt; doubled for each further one.
-pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// Bytes between two progress events of a layer.
 const PROGRESS_STEP_BYTES: u64 = 256 * 1024;
 /// Chunks that the network may be ahead of the disk.

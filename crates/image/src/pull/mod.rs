@@ -15,12 +15,7 @@ use crate::progress::{ProgressEvent, ProgressSink};
 use crate::registry::{Client, ClientOptions, FetchedManifest, RegistryError};
 use crate::store::{Image, ImageRecord, ImageStore, Inner, LayerJob, LayerRecord, Pins, blocking};
 
-use download::FIRST_PAUSE;
-
 pub(crate) use download::Downloads;
-
-/// Attempts of a request for a manifest or configuration.
-const MAX_SMALL_ATTEMPTS: u32 = 3;
 
 /// How to pull.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,9 +90,7 @@ impl ImageStore {
             }));
         };
         let config_bytes =
-            persistent(async || client.small_blob(&layers.config.digest, MAX_CONFIG_BYTES).await)
-                .await
-                .map_err(failed)?;
+            client.small_blob(&layers.config.digest, MAX_CONFIG_BYTES).await.map_err(failed)?;
         let config = config::parse(&config_bytes)?;
         config::check_platform(&config.config)?;
         config::check_layers(&config, layers.layers.len())?;
@@ -238,7 +231,7 @@ async fn fetch_manifest(
     wanted: &str,
 ) -> Result<FetchedManifest, ImageError> {
     let failed = |source| ImageError::from_registry(reference, source);
-    let first = persistent(async || client.manifest(wanted).await).await.map_err(failed)?;
+    let first = client.manifest(wanted).await.map_err(failed)?;
     let Document::Index(entries) = manifest::parse(&first.bytes)? else { return Ok(first) };
     let chosen = manifest::choose(&entries).ok_or_else(|| ImageError::NoPlatform {
         name: reference.familiar(),
@@ -246,22 +239,7 @@ async fn fetch_manifest(
         offered: manifest::offered(&entries),
     })?;
     let chosen = chosen.digest.to_string();
-    persistent(async || client.manifest(&chosen).await).await.map_err(failed)
-}
-
-/// Tries a small request again when that may help.
-async fn persistent<T>(
-    request: impl AsyncFn() -> Result<T, RegistryError>,
-) -> Result<T, RegistryError> {
-    let mut pause = FIRST_PAUSE;
-    for _ in 1..MAX_SMALL_ATTEMPTS {
-        match request().await {
-            Err(error) if error.is_transient() => tokio::time::sleep(pause).await,
-            result => return result,
-        }
-        pause *= 2;
-    }
-    request().await
+    client.manifest(&chosen).await.map_err(failed)
 }
 
 impl Inner {

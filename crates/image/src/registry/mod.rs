@@ -28,6 +28,9 @@ pub use error::RegistryError;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most redirects of one request. SOURCE: what browsers and Go follow, halved.
 const MAX_REDIRECTS: usize = 5;
+/// How often a request for a manifest or configuration is repeated when that may help, and the pause before the first repetition.
+const MAX_REPETITIONS: u32 = 2;
+const PAUSE: Duration = Duration::from_millis(250);
 /// How much of an error's body is looked at.
 const MAX_ERROR_BYTES: u64 = 8 * 1024;
 
@@ -104,6 +107,17 @@ impl Client {
         &self,
         tag_or_digest: &str,
     ) -> Result<FetchedManifest, RegistryError> {
+        let mut attempt = 0;
+        loop {
+            match self.manifest_once(tag_or_digest).await {
+                Err(error) if error.is_transient() && attempt < MAX_REPETITIONS => attempt += 1,
+                result => return result,
+            }
+            tokio::time::sleep(PAUSE * attempt).await;
+        }
+    }
+
+    async fn manifest_once(&self, tag_or_digest: &str) -> Result<FetchedManifest, RegistryError> {
         let accept = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX].join(", ");
         let headers = [(ACCEPT, accept)];
         let response = self.get(&format!("manifests/{tag_or_digest}"), &headers).await?;
@@ -131,6 +145,17 @@ impl Client {
         digest: &Digest,
         limit: u64,
     ) -> Result<Vec<u8>, RegistryError> {
+        let mut attempt = 0;
+        loop {
+            match self.small_blob_once(digest, limit).await {
+                Err(error) if error.is_transient() && attempt < MAX_REPETITIONS => attempt += 1,
+                result => return result,
+            }
+            tokio::time::sleep(PAUSE * attempt).await;
+        }
+    }
+
+    async fn small_blob_once(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, RegistryError> {
         let stream = self.blob(digest, 0).await?;
         let bytes = read_bounded(stream.response, limit).await?;
         let actual = Digest::of(&bytes);
