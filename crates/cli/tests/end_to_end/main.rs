@@ -1,9 +1,16 @@
 //! The real binary, real images, real isolation: what a user relies on, from the command line.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "test programs fail by panics and tell what they skip"
+)]
+
 #[path = "../support/mod.rs"]
 mod support;
 
 mod alone;
+mod bench;
 mod files;
 mod images;
 mod lifecycle;
