@@ -12,6 +12,11 @@
 //! | `images/` | the image store |
 //! | `bin/<digest>/` | the guest and shim programs; a version stays while sandboxes use it |
 //! | `runsc/<uid>/` | what runsc keeps of a running sandbox |
+//! | `registry-credentials.json` | registries' credentials, mode 0600 |
+//! | `certs/` | certificates of private authorities, put there by the operator |
+//! | `gvisor-host.json` | what was found out about runsc on this machine |
+//! | `template-*.ext4` | empty disks, copied for sandboxes |
+//! | `server.log` | what a server that was started with `--detach` logs |
 //! | `run/` | programs, sockets and mounts of the running server; may be removed while none runs |
 
 use std::fs::File;

@@ -73,7 +73,7 @@ async fn ends_are_told_as_they_were() {
     );
     assert_eq!(bad.status.containers[0].exit_code, Some(3));
     assert_eq!(bad.status.last_error.as_deref(), Some("container main: exit code 3"));
-    server.create("killed", &["kill-self", "9"]).await;
+    server.create("killed", &["kill", "-9", "1"]).await;
     let killed = server.wait("killed", "ended").await;
     assert_eq!(
         (killed.status.containers[0].exit_code, killed.status.containers[0].signal),

@@ -241,7 +241,7 @@ pub(super) async fn delete(
 ) -> Result<Json<Deleted>, ApiError> {
     let sandbox = app.sandbox(&id)?;
     let (done, waiter) = oneshot::channel();
-    let cause = Cause { reason: "Deleted".to_owned(), message: String::new() };
+    let cause = Cause { reason: "Deleted".to_owned(), message: "a client asked for it".to_owned() };
     let grace_millis = u64::from(params.grace_seconds) * 1000;
     app.owner(&sandbox)?.send(Command::Delete { grace_millis, cause, done: Some(done) }).await?;
     if params.wait == Some(false) {

@@ -97,8 +97,9 @@ impl Persist {
             Some(Box::pin(async move { store.commit_and(write, events, finish).await }));
     }
 
-    /// Waits for the write under way; for ever when there is none. `Some`: what is on disk now. Cancelling loses nothing.
-    pub(super) async fn done(&mut self) -> Option<Arc<rest::Sandbox>> {
+    /// Waits for the write under way; for ever when there is none. What is on disk now, or why it is not.
+    /// Cancelling loses nothing.
+    pub(super) async fn done(&mut self) -> Result<Option<Arc<rest::Sandbox>>, String> {
         let Some(in_flight) = &mut self.in_flight else { return std::future::pending().await };
         let result = in_flight.await;
         self.in_flight = None;
@@ -106,7 +107,7 @@ impl Persist {
             Ok(written) => {
                 self.sent.clear();
                 self.pace = Pace::new(LEAST_PAUSE, MOST_PAUSE);
-                written
+                Ok(written)
             }
             Err(error) => {
                 tracing::error!(%error, "a sandbox's state could not be written; it is tried again");
@@ -114,7 +115,7 @@ impl Persist {
                 events.append(&mut self.events);
                 self.events = events;
                 self.due = Some(Instant::now() + self.pace.pause());
-                None
+                Err(error.to_string())
             }
         }
     }

@@ -14,7 +14,9 @@ pub(crate) fn show(state: &SandboxState, status: &mut rest::SandboxStatus) {
     status.phase = state.phase.name().to_owned();
     status.ready = state.is_ready();
     status.reason = state.cause.as_ref().map(|cause| cause.reason.clone());
-    let troubled = !matches!(state.phase, Phase::Running | Phase::Succeeded);
+    let asked_for = |cause: &Cause| matches!(cause.reason.as_str(), "Deleted" | "Shutdown");
+    let troubled = !matches!(state.phase, Phase::Running | Phase::Succeeded)
+        && !state.cause.as_ref().is_some_and(asked_for);
     let message = state
         .cause
         .as_ref()

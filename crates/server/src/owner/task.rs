@@ -7,6 +7,7 @@ use atoll_model::recovery::Found;
 use atoll_model::state::{Cause, Event, Phase, SandboxState};
 use atoll_model::timeline;
 use atoll_runtime::{EventReceiver, Runtime, Sandbox};
+use atoll_wire::rest;
 use atoll_wire::shim::SandboxPlan;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -147,13 +148,27 @@ impl Owner {
                 self.work = None;
                 return self.take_outcome(outcome).await;
             }
-            written = self.persist.done() => if let Some(written) = written {
-                self.amended |= self.subject.record.status.timeline != written.status.timeline;
-                self.subject.record.status.timeline.clone_from(&written.status.timeline);
-            },
+            written = self.persist.done() => self.take_written(written),
             () = tokio::time::sleep_until(wake_at) => {}
         }
         false
+    }
+
+    fn take_written(&mut self, written: Result<Option<Arc<rest::Sandbox>>, String>) {
+        match written {
+            Ok(Some(written)) => {
+                let timeline = &written.status.timeline;
+                self.amended |= self.subject.record.status.timeline != *timeline;
+                self.subject.record.status.timeline.clone_from(timeline);
+            }
+            Ok(None) => {}
+            // It goes on trying; whoever waits for a deletion need not.
+            Err(message) => {
+                for waiter in self.waiters.drain(..) {
+                    waiter.send(Err(message.clone())).ok();
+                }
+            }
+        }
     }
 
     /// What is known now goes to disk before the server ends; what is not is found out again by the next one.
@@ -180,34 +195,33 @@ impl Owner {
     }
 
     fn wake_at(&self) -> Instant {
-        let deadlines = [
-            self.expiry,
-            self.detach_deadline(),
-            self.persist.wake_at(),
-            self.kill_at.filter(|_| self.events.is_some()),
-        ];
-        let most = Instant::now() + MOST_SLEEP;
-        deadlines.into_iter().flatten().fold(most, Instant::min)
+        let now = Instant::now();
+        // One that has passed is acted on as soon as the record is on disk, which wakes by itself.
+        let kill_at = self.kill_at.filter(|at| *at > now && self.events.is_some());
+        let deadlines =
+            [self.expiry_deadline(), self.detach_deadline(), self.persist.wake_at(), kill_at];
+        deadlines.into_iter().flatten().fold(now + MOST_SLEEP, Instant::min)
+    }
+
+    fn expiry_deadline(&self) -> Option<Instant> {
+        self.expiry.filter(|_| self.state.phase != Phase::Deleting)
     }
 
     /// `None` while somebody is attached, or where it does not matter.
     fn detach_deadline(&self) -> Option<Instant> {
-        let seconds = self.subject.spec.detach_ttl_seconds.filter(|_| self.attached == 0)?;
+        if self.attached > 0 || self.state.phase == Phase::Deleting {
+            return None;
+        }
+        let seconds = self.subject.spec.detach_ttl_seconds?;
         self.detached_since.checked_add(Duration::from_secs(seconds.into()))
     }
 
     fn begin_what_is_due(&mut self) {
         let now = Instant::now();
-        if self.state.phase != Phase::Deleting {
-            if self.expiry.is_some_and(|at| at <= now) {
-                self.delete(0, cause("TtlExpired", "its time to live is over"));
-            } else if self.detach_deadline().is_some_and(|at| at <= now) {
-                self.delete(0, cause("Detached", "no client is attached any more"));
-            }
-        }
-        if self.state.phase == Phase::Deleting {
-            self.expiry = None;
-            self.attached = usize::MAX;
+        if self.expiry_deadline().is_some_and(|at| at <= now) {
+            self.delete(0, cause("TtlExpired", "its time to live is over"));
+        } else if self.detach_deadline().is_some_and(|at| at <= now) {
+            self.delete(0, cause("Detached", "no client is attached any more"));
         }
         self.write_if_due();
         let ended = self.events.is_none() || self.kill_at.is_none_or(|at| at <= now);
@@ -386,7 +400,9 @@ impl Owner {
             }
             Outcome::Images(Err(cause)) => self.apply(Event::LaunchFailed(cause), Urgency::Now),
             Outcome::Launched(Ok((sandbox, events))) => {
-                self.mark_now(timeline::Phase::Prepare);
+                let now = atoll_runtime::clock::monotonic_micros();
+                let prepared_at = sandbox.prepared_at_monotonic_micros().unwrap_or(now);
+                self.mark(timeline::Phase::Prepare, prepared_at);
                 self.follow(sandbox, events);
             }
             Outcome::Launched(Err(cause)) => self.apply(Event::LaunchFailed(cause), Urgency::Now),

@@ -1,4 +1,4 @@
-//! How a record lies on disk: JSON with a version of its own. Older is read, newer refused (and set aside, never rewritten).
+//! How a record lies on disk: JSON with a version of its own. Older is read, newer refuses the start: setting it aside would orphan what runs.
 
 use atoll_wire::rest;
 use serde::{Deserialize, Serialize};
@@ -24,14 +24,28 @@ pub(crate) fn encode(sandbox: &rest::Sandbox) -> Result<Vec<u8>, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Reads a record, or says why it cannot be believed.
-pub(crate) fn decode(uid: &str, body: &[u8]) -> Result<rest::Sandbox, String> {
-    let envelope: Envelope = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+/// Why a record was not read.
+#[derive(Debug)]
+pub(crate) enum Unreadable {
+    /// A newer atoll wrote it: nothing is wrong with it.
+    Newer { found: u32, known: u32 },
+    /// It cannot be believed.
+    Bad(String),
+}
+
+/// Reads a record.
+pub(crate) fn decode(uid: &str, body: &[u8]) -> Result<rest::Sandbox, Unreadable> {
+    let envelope: Envelope =
+        serde_json::from_slice(body).map_err(|error| Unreadable::Bad(error.to_string()))?;
     if envelope.format > RECORD_FORMAT {
-        return Err(format!("has format {}, known are up to {RECORD_FORMAT}", envelope.format));
+        return Err(Unreadable::Newer { found: envelope.format, known: RECORD_FORMAT });
     }
+    believe(uid, envelope.sandbox).map_err(Unreadable::Bad)
+}
+
+fn believe(uid: &str, value: serde_json::Value) -> Result<rest::Sandbox, String> {
     let sandbox: rest::Sandbox =
-        serde_json::from_value(envelope.sandbox).map_err(|error| error.to_string())?;
+        serde_json::from_value(value).map_err(|error| error.to_string())?;
     if sandbox.uid != uid || uid.parse::<atoll_model::ids::SandboxUid>().is_err() {
         return Err(format!("names uid {:?}", sandbox.uid));
     }

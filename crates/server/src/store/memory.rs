@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use atoll_wire::rest;
 
+use super::format::Unreadable;
 use super::journal::{Journal, Mutation};
 use super::{BadRecord, Limits, StoreError, format};
 
@@ -61,7 +62,14 @@ impl Memory {
         for (uid, body) in loaded.records {
             match format::decode(&uid, &body) {
                 Ok(sandbox) => drop(memory.sandboxes.insert(sandbox.id.clone(), Arc::new(sandbox))),
-                Err(reason) => bad.push(BadRecord { uid, reason }),
+                Err(Unreadable::Bad(reason)) => bad.push(BadRecord { uid, reason }),
+                Err(Unreadable::Newer { found, known }) => {
+                    return Err(StoreError::Newer {
+                        path: format!("the record {uid}").into(),
+                        found,
+                        known,
+                    });
+                }
             }
         }
         // An event that cannot be read is no loss: it goes.

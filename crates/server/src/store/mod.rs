@@ -21,6 +21,7 @@ use std::sync::{Arc, RwLock};
 use atoll_wire::rest;
 use tokio::sync::{mpsc, oneshot};
 
+use journal::Journal;
 use memory::Memory;
 pub(crate) use memory::{Change, ChangeKind, Object};
 pub(crate) use watch::{Gone, Watch};
@@ -43,7 +44,7 @@ pub enum StoreError {
         name: String,
     },
     /// Written by a newer atoll.
-    #[error("{} has schema version {found}, this atoll knows up to {known}: use the atoll that wrote it, or a newer one", path.display())]
+    #[error("{} has version {found}, this atoll knows up to {known}: use the atoll that wrote it, or a newer one", path.display())]
     Newer {
         /// Which file.
         path: PathBuf,
@@ -143,19 +144,26 @@ impl Store {
         directory: &Path,
         limits: Limits,
     ) -> Result<(Self, Vec<BadRecord>), StoreError> {
-        let mut journal = sqlite::SqliteJournal::open(directory)?;
-        let (memory, bad) = Memory::load(&mut journal, limits)?;
+        Self::over(Box::new(sqlite::SqliteJournal::open(directory)?), limits)
+    }
+
+    /// The same over any journal.
+    fn over(
+        mut journal: Box<dyn Journal>,
+        limits: Limits,
+    ) -> Result<(Self, Vec<BadRecord>), StoreError> {
+        let (memory, bad) = Memory::load(&mut *journal, limits)?;
         let (versions_sender, versions) = tokio::sync::watch::channel(memory.version());
         let memory = Arc::new(RwLock::new(memory));
         // Guess: as many as fit into a few commits; more wait in their own tasks.
         let (orders, receiver) = mpsc::channel(1024);
-        let writer = Writer::new(Box::new(journal), Arc::clone(&memory), versions_sender);
+        let writer = Writer::new(journal, Arc::clone(&memory), versions_sender);
         std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(receiver))
             .map_err(|error| StoreError::Disk {
                 operation: "begin its thread",
-                path: directory.to_owned(),
+                path: "store".into(),
                 message: error.to_string(),
             })?;
         Ok((Self { memory, orders, versions }, bad))

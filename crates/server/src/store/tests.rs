@@ -153,24 +153,67 @@ async fn a_record_that_cannot_be_read_is_set_aside_and_the_others_go_on() {
     close(store).await;
     let database = rusqlite::Connection::open(directory.path().join("atoll.db")).unwrap();
     database.execute("UPDATE sandboxes SET body = x'00ff' WHERE name = 'a'", []).unwrap();
-    let newer = "UPDATE sandboxes SET body = replace(body, '\"format\":1', '\"format\":9') WHERE name = 'b'";
-    database
-        .execute_batch(&format!(
-            "{};",
-            newer
-                .replace("replace(body", "CAST(replace(CAST(body AS TEXT)")
-                .replace("9')", "9') AS BLOB)")
-        ))
-        .unwrap();
     drop(database);
     let (store, bad) = Store::open(directory.path(), Limits::default()).unwrap();
-    assert_eq!(bad.len(), 2, "{bad:?}");
-    assert!(bad.iter().any(|it| it.reason.contains("format 9")));
-    assert_eq!(store.sandboxes().0.iter().map(|it| it.id.as_str()).collect::<Vec<_>>(), ["c"]);
+    assert_eq!(bad.len(), 1, "{bad:?}");
+    assert_eq!(store.sandboxes().0.iter().map(|it| it.id.as_str()).collect::<Vec<_>>(), ["b", "c"]);
     close(store).await;
     assert_eq!(Store::open(directory.path(), Limits::default()).unwrap().1, [], "told once");
     let database = rusqlite::Connection::open(directory.path().join("atoll.db")).unwrap();
     let kept: u32 =
         database.query_row("SELECT count(*) FROM quarantined", [], |row| row.get(0)).unwrap();
-    assert_eq!(kept, 2, "nothing is thrown away");
+    assert_eq!(kept, 1, "nothing is thrown away");
+}
+
+#[tokio::test]
+async fn a_record_of_a_newer_atoll_refuses_the_start_and_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    store.commit(Write::Create(sandbox("a")), Vec::new()).await.unwrap();
+    close(store).await;
+    let database = rusqlite::Connection::open(directory.path().join("atoll.db")).unwrap();
+    let sql = "UPDATE sandboxes SET body = CAST(replace(CAST(body AS TEXT), '\"format\":1', '\"format\":9') AS BLOB)";
+    assert_eq!(database.execute(sql, []).unwrap(), 1);
+    drop(database);
+    for _ in 0..2 {
+        let refused = Store::open(directory.path(), Limits::default()).map(|_| ());
+        assert!(matches!(refused, Err(StoreError::Newer { found: 9, .. })), "{refused:?}");
+    }
+}
+
+/// A disk that is full from some moment on.
+struct FullDisk(Arc<std::sync::atomic::AtomicBool>);
+
+impl Journal for FullDisk {
+    fn load(&mut self) -> Result<journal::Loaded, StoreError> {
+        Ok(journal::Loaded::default())
+    }
+
+    fn commit(&mut self, _: u64, _: &[journal::Mutation]) -> Result<(), StoreError> {
+        if self.0.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(StoreError::Disk {
+                operation: "commit",
+                path: "x".into(),
+                message: "disk full".into(),
+            });
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_the_disk_does_not_take_is_refused_and_never_seen() {
+    let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (store, _) = Store::over(Box::new(FullDisk(Arc::clone(&full))), Limits::default()).unwrap();
+    store.commit(Write::Create(sandbox("a")), Vec::new()).await.unwrap();
+    full.store(true, std::sync::atomic::Ordering::SeqCst);
+    let refused = store.commit(Write::Create(sandbox("b")), vec![event("made")]).await;
+    assert!(matches!(refused, Err(StoreError::Disk { .. })));
+    let gone =
+        store.commit(Write::Delete { name: "a".into(), uid: sandbox("a").uid }, Vec::new()).await;
+    assert!(gone.is_err());
+    assert_eq!((store.sandboxes().0.len(), store.version(), store.events().0.len()), (1, 1, 0));
+    full.store(false, std::sync::atomic::Ordering::SeqCst);
+    let b = store.commit(Write::Create(sandbox("b")), Vec::new()).await.unwrap().unwrap();
+    assert_eq!(b.resource_version, 2, "it goes on where it was");
 }
