@@ -140,6 +140,8 @@ async fn a_lost_shim_is_found_again_and_a_lost_sandbox_is_said_to_be_lost() {
         |it: &atoll_wire::rest::Sandbox| it.status.conditions.iter().any(|it| it.kind == "Adopted");
     let again = server.until("found", |it| it.status.phase == "Running" && adopted(it)).await;
     assert_eq!(again.uid, found.uid);
+    let started = server.events("found").await.iter().filter(|it| *it == "Started").count();
+    assert_eq!(started, 1, "it went on: it did not start again");
     assert!(server.host.lose_sandbox(&lost.uid, "killed with its shim"));
     let over = server.wait("lost", "ended").await;
     assert_eq!(

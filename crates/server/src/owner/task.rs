@@ -255,12 +255,14 @@ impl Owner {
         }
         self.persist.note(urgency);
         if self.state.phase != before {
-            self.phase_changed();
+            self.phase_changed(before);
         }
     }
 
-    fn phase_changed(&mut self) {
+    fn phase_changed(&mut self, before: Phase) {
         match self.state.phase {
+            // It ran before, and went on.
+            Phase::Running if before == Phase::Unknown => {}
             Phase::Running => {
                 self.tell(false, "Started", "all containers were started".to_owned());
                 self.publish_timeline();
