@@ -20,7 +20,8 @@ fn an_image_is_listed_shown_used_and_removed() {
     used.ended_with(1);
     used.complains("user");
     instance.atoll(["delete", "sandbox/user"]).succeeded();
-    let again = instance.atoll(["image", "import", archive().unwrap_or_default(), "other:1"]);
+    let again = instance
+        .atoll_with_input(["image", "import", "-", "other:1"], archive().unwrap_or_default());
     assert!(again.succeeded().starts_with("busybox"), "the same content has both names: {again:?}");
     instance.atoll(["image", "rm", IMAGE]).succeeded();
     instance.atoll(["run", "--pull", "never", "other:1", "--", "true"]).succeeded();

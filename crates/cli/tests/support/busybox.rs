@@ -1,21 +1,18 @@
-//! An image with a static busybox under all its names: the tar of a root file system, made once for each test program.
+//! An image with a static busybox under all its names: the tar of a root file system, made once for each test program, in memory.
 
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
-
-use tempfile::NamedTempFile;
 
 /// What the tests call it.
 pub const IMAGE: &str = "busybox";
 /// Where Debian's busybox-static lies.
 const PROGRAM: &str = "/bin/busybox";
 
-/// The archive's path; `None` where there is no busybox.
-pub fn archive() -> Option<&'static str> {
-    static ARCHIVE: OnceLock<Option<NamedTempFile>> = OnceLock::new();
-    let archive = ARCHIVE.get_or_init(|| Path::new(PROGRAM).exists().then(build));
-    archive.as_ref().and_then(|file| file.path().to_str())
+/// The archive; `None` where there is no busybox.
+pub fn archive() -> Option<&'static [u8]> {
+    static ARCHIVE: OnceLock<Option<Vec<u8>>> = OnceLock::new();
+    ARCHIVE.get_or_init(|| Path::new(PROGRAM).exists().then(build)).as_deref()
 }
 
 fn owned_by_root() -> tar::Header {
@@ -26,13 +23,8 @@ fn owned_by_root() -> tar::Header {
     header
 }
 
-fn build() -> NamedTempFile {
-    let file = tempfile::Builder::new()
-        .prefix("atoll-test-busybox-")
-        .suffix(".tar")
-        .tempfile()
-        .expect("a temporary file");
-    let mut archive = tar::Builder::new(file.reopen().expect("the file just made"));
+fn build() -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
     for (name, mode) in [("bin/", 0o755), ("etc/", 0o755), ("root/", 0o700), ("tmp/", 0o1777)] {
         let mut header = owned_by_root();
         header.set_entry_type(tar::EntryType::Directory);
@@ -61,6 +53,5 @@ fn build() -> NamedTempFile {
         header.set_size(text.len() as u64);
         archive.append_data(&mut header, name, text.as_bytes()).expect("a file");
     }
-    archive.finish().expect("the archive's end");
-    file
+    archive.into_inner().expect("the archive's end")
 }

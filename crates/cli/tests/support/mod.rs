@@ -36,7 +36,7 @@ pub fn instance_with_image(test: &str) -> Option<Instance> {
         return None;
     };
     let instance = Instance::start();
-    let imported = instance.atoll(["image", "import", archive, IMAGE]);
+    let imported = instance.atoll_with_input(["image", "import", "-", IMAGE], archive);
     imported.succeeded();
     Some(instance)
 }
