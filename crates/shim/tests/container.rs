@@ -1,5 +1,10 @@
 //! Engine `container`, attacked and used: each test runs real containers through the engine's trait, in a driver process that is
 //! single-threaded as a shim is (`examples/container_driver.rs`).
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests are tests, and what is skipped is shown"
+)]
 
 #[path = "container/hardening.rs"]
 mod hardening;

@@ -1,5 +1,4 @@
 //! Groups for real where root and the host allow it, and a made-up v2 tree where the host has none.
-#![expect(clippy::print_stdout, reason = "tests say why they skip")]
 
 use std::io::Write;
 use std::os::fd::AsFd;

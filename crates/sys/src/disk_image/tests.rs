@@ -1,5 +1,4 @@
 //! Disks for real, where root and loop devices are to be had.
-#![expect(clippy::print_stdout, reason = "tests say why they skip, and show what steps take")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;

@@ -1,6 +1,5 @@
 //! The profile as data, the compiled filter by a small interpreter, and the filter for real on a thread of its own (a filter
 //! binds the thread that installs it and what that thread starts, so no test process is spoilt).
-#![expect(clippy::print_stdout, reason = "tests say why they skip")]
 
 use std::process::Command;
 
