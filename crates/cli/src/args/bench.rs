@@ -72,6 +72,10 @@ pub(crate) struct ProvisionBenchArgs {
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) concurrency: u32,
 
+    /// The CPU limit of each sandbox, such as 1500m; given several times, the sizes are measured beside one another
+    #[arg(long, value_name = "CPU")]
+    pub(crate) cpu: Vec<String>,
+
     /// The command whose first output ends the measurement; echo ready when left out
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,

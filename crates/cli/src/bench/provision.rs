@@ -28,7 +28,7 @@ pub(super) async fn run(client: &Client, args: ProvisionBenchArgs) -> anyhow::Re
         args.command
     };
     let bench = Bench::begin(client, &args.bench).await?;
-    let result = measure(&bench, &command, args.concurrency).await;
+    let result = measure(&bench, &command, args.concurrency, &args.cpu).await;
     bench.end().await?;
     let report = result?;
     publish(&report, args.bench.json.as_deref())
@@ -38,15 +38,16 @@ async fn measure(
     bench: &Bench<'_>,
     command: &[String],
     concurrency: u32,
+    cpu_limits: &[String],
 ) -> anyhow::Result<super::Report> {
     let mut report = bench.report("provision", command, concurrency)?;
     let (rivals, absent) = bench.rivals(command, concurrency as usize).await?;
     report.absent = absent;
-    let mut request = sandbox_request(bench.args, command.to_vec());
-    request.spec.containers[0].await_attach = true;
-    let mut ours = Samples::default();
+    let mut ours = contenders(bench, command, cpu_limits);
     // Once each, unmeasured: caches are warm for everybody.
-    provision(bench.client, &request).await.context("the first, unmeasured run failed")?;
+    for (_, request, _) in &ours {
+        provision(bench.client, request).await.context("the first, unmeasured run failed")?;
+    }
     let mut working = Vec::new();
     for rival in rivals {
         match rival.provision(0).await {
@@ -59,17 +60,43 @@ async fn measure(
     let rivals = working;
     let mut theirs: Vec<Samples> = rivals.iter().map(|_| Samples::default()).collect();
     for size in blocks(bench.args.count, concurrency) {
-        run_block(size, concurrency, &mut ours, |_| provision(bench.client, &request)).await;
+        for (_, request, samples) in &mut ours {
+            run_block(size, concurrency, samples, |_| provision(bench.client, request)).await;
+        }
         for (rival, samples) in rivals.iter().zip(&mut theirs) {
             run_block(size, concurrency, samples, |worker| rival.provision(worker)).await;
         }
     }
-    report.contenders.push(ours.into_contender("atoll", "create and attach over the API"));
+    for (name, _, samples) in ours {
+        report.contenders.push(samples.into_contender(&name, "create and attach over the API"));
+    }
     for (rival, samples) in rivals.iter().zip(theirs) {
         report.contenders.push(samples.into_contender(rival.name(), rival.how()));
     }
     report.ratios = ratios(&report.contenders);
     Ok(report)
+}
+
+/// What is measured of atoll itself: one for each CPU limit, or one with the default.
+fn contenders(
+    bench: &Bench<'_>,
+    command: &[String],
+    cpu_limits: &[String],
+) -> Vec<(String, CreateSandbox, Samples)> {
+    let request = |cpu: Option<&String>| {
+        let mut request = sandbox_request(bench.args, command.to_vec());
+        let container = &mut request.spec.containers[0];
+        container.await_attach = true;
+        container.resource.cpu = cpu.cloned();
+        request
+    };
+    if cpu_limits.is_empty() {
+        return vec![("atoll".to_owned(), request(None), Samples::default())];
+    }
+    cpu_limits
+        .iter()
+        .map(|cpu| (format!("atoll, cpu {cpu}"), request(Some(cpu)), Samples::default()))
+        .collect()
 }
 
 /// One sandbox from create to gone.
