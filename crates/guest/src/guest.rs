@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use atoll_sys::poll_set::PollSet;
-use atoll_sys::spawn::{self, Filter};
+use atoll_sys::seccomp::Filter;
 use atoll_wire::guest::{
     Boot, Exited, GUEST_FAILURE_EXIT_CODE, GuestMessage, Hello, HelloAck, HostMessage, MAX_STREAMS,
     PROTOCOL_VERSION, ProcessSpec, SignalRequest, StartFailure, StartFailureKind, TransferOutcome,
@@ -60,8 +60,8 @@ pub(crate) struct Guest {
 impl Guest {
     /// A guest that nobody has spoken to.
     pub(crate) fn new() -> Self {
-        let open_files = spawn::open_files_limit();
-        if !spawn::raise_open_files_limit(DESCRIPTORS) {
+        let open_files = atoll_sys::process::open_files_limit();
+        if !atoll_sys::process::raise_open_files_limit(DESCRIPTORS) {
             diagnose("cannot raise the limit of open files");
         }
         Self {

@@ -9,7 +9,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::rc::Rc;
 
-use atoll_sys::spawn::{self, Filter, ForkError, Identity, Program, StartError, Starting, Step};
+use atoll_sys::seccomp::Filter;
+use atoll_sys::workload::{self, ForkError, Identity, Program, StartError, Starting, Step};
 use atoll_wire::guest::{GuestKind, ProcessSpec, StartFailure, StartFailureKind, UserIds};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -57,7 +58,7 @@ pub(crate) fn launch(
         let terminal = Terminal::open(size, user)
             .map_err(|errno| other(format!("cannot open a terminal: {errno}")))?;
         let peer = terminal.peer.as_fd();
-        let starting = spawn::start(&program, [peer, peer, peer]).map_err(not_forked)?;
+        let starting = workload::start(&program, [peer, peer, peer]).map_err(not_forked)?;
         let master = Rc::new(terminal.master);
         return Ok(Launched {
             starting,
@@ -76,7 +77,7 @@ pub(crate) fn launch(
     let stdout = Pipe::for_output(user).map_err(no_pipe)?;
     let stderr = Pipe::for_output(user).map_err(no_pipe)?;
     let standard = [stdin.as_fd(), stdout.process_end.as_fd(), stderr.process_end.as_fd()];
-    let starting = spawn::start(&program, standard).map_err(not_forked)?;
+    let starting = workload::start(&program, standard).map_err(not_forked)?;
     Ok(Launched {
         starting,
         input,

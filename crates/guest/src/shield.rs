@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use atoll_sys::spawn::Filter;
+use atoll_sys::seccomp::Filter;
 use rustix::mount::MountFlags;
 
 use crate::relay;

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use atoll_sys::poll_set::{PollSet, Slot};
-use atoll_sys::spawn::{Progress, Starting};
+use atoll_sys::workload::{Progress, Starting};
 use atoll_wire::guest::{
     Exited, GuestKind, GuestMessage, INITIAL_WINDOW_BYTES, ProcessSpec, SignalRequest,
     StartFailure, Started, StreamState, TerminalSize, TransferOutcome,

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use atoll_sys::spawn::{self, Identity};
+use atoll_sys::workload::{self, Identity};
 use atoll_wire::guest::{Exited, GuestKind, TransferRequest, UserIds};
 use rustix::io::Errno;
 
@@ -93,7 +93,7 @@ fn prepare(
         Direction::Download => [null.as_fd(), data.process_end.as_fd(), report.process_end.as_fd()],
     };
     let work = || work(direction, path);
-    let pid = spawn::start_helper(identity, standard, HELPER_ADDRESS_SPACE_BYTES, work)
+    let pid = workload::start_helper(identity, standard, HELPER_ADDRESS_SPACE_BYTES, work)
         .map_err(|error| error.source)?;
     let (input, source) = match direction {
         Direction::Upload => (Input::pipe(data.own_end), None),

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use atoll_shim::engine::{Begun, Engine, Resources, StandardStreams};
 use atoll_sys::disk_image::{TemplateImage, mount_image};
 use atoll_sys::mount::{Attributes, new_file_system};
-use atoll_sys::{clone, process, user_namespace};
+use atoll_sys::{clone, process};
 use atoll_wire::record::ShimRecord;
 use atoll_wire::shim::Launch;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -144,7 +144,7 @@ fn resources(directory: &Path, launch: &Launch) -> Outcome<Resources> {
     clone::unshare(UnshareFlags::NEWNET)?;
     let network: OwnedFd = open()?.into();
     let sysfs = new_file_system("sysfs", &[], Attributes::MOUNT_ATTR_RDONLY);
-    user_namespace::enter(own.as_fd())?;
+    clone::enter(own.as_fd())?;
     let mut disks = Vec::new();
     for container in &launch.plan.containers {
         let template = TemplateImage::prepare(directory, container.disk_bytes)?;

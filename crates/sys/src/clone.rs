@@ -1,13 +1,16 @@
 //! New processes by clone3: in new namespaces, in a control group from their first instruction, known by a pidfd.
 //!
-//! Owns the fork and nothing that the child does. Never forks a process that has threads: their locks would stay locked in the
+//! Owns the fork, and what such a child does about namespaces and programs itself; nothing else that it does. Never forks a process that has threads: their locks would stay locked in the
 //! child for ever.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
+
+use crate::forking::{SingleThread, exit_copy};
 
 /// Exit code of a child whose code panicked.
 const PANIC_EXIT_CODE: i32 = 125;
@@ -15,12 +18,9 @@ const PANIC_EXIT_CODE: i32 = 125;
 /// A process could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
-    /// The caller has threads.
-    #[error("a process with {threads} threads cannot be forked safely")]
-    Threads {
-        /// How many.
-        threads: u64,
-    },
+    /// The caller has threads, or they cannot be counted.
+    #[error(transparent)]
+    Threads(std::io::Error),
     /// The kernel refused.
     #[error("cannot start a process in new namespaces")]
     Refused {
@@ -55,10 +55,7 @@ pub fn start(
     cgroup: Option<BorrowedFd<'_>>,
     run: impl FnOnce() -> i32,
 ) -> Result<Child, CloneError> {
-    let threads = threads().map_err(CloneError::refused)?;
-    if threads != 1 {
-        return Err(CloneError::Threads { threads });
-    }
+    SingleThread::verify().map_err(CloneError::Threads)?;
     let mut pidfd: RawFd = -1;
     let mut flags = u64::from(namespaces.bits()) | libc::CLONE_PIDFD as u64;
     let mut cgroup_fd = 0;
@@ -87,8 +84,7 @@ pub fn start(
         0 => {
             reset_signals();
             let code = catch_unwind(AssertUnwindSafe(run)).unwrap_or(PANIC_EXIT_CODE);
-            // SAFETY: ends the child at once, without the parent's destructors and exit handlers; nothing runs after it.
-            unsafe { libc::_exit(code) }
+            exit_copy(code)
         }
         pid if pid > 0 => {
             // SAFETY: the kernel has stored a new descriptor, which nobody else owns.
@@ -134,16 +130,6 @@ struct CloneArguments {
     cgroup: u64,
 }
 
-/// The calling process's threads: the task directory has one subdirectory for each.
-fn threads() -> Result<u64, rustix::io::Errno> {
-    let links = rustix::fs::stat("/proc/self/task")?.st_nlink;
-    #[allow(
-        clippy::useless_conversion,
-        reason = "the C library's type differs between architectures"
-    )]
-    Ok(u64::from(links).saturating_sub(2))
-}
-
 /// Gives the calling process namespaces of its own, beginning as copies (mounts) or empty.
 ///
 /// # Errors
@@ -156,10 +142,18 @@ pub fn unshare(namespaces: UnshareFlags) -> Result<(), CloneError> {
         | UnshareFlags::NEWNET
         | UnshareFlags::NEWUSER;
     if !allowed.contains(namespaces) {
-        return Err(CloneError::refused(rustix::io::Errno::INVAL));
+        return Err(CloneError::refused(Errno::INVAL));
     }
     // SAFETY: only namespaces change, never the descriptor table that the function's contract is about.
     unsafe { rustix::thread::unshare_unsafe(namespaces) }.map_err(CloneError::refused)
+}
+
+/// Moves the calling process into a namespace of any kind.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn enter(namespace: impl AsFd) -> Result<(), Errno> {
+    rustix::thread::move_into_link_name_space(namespace.as_fd(), None)
 }
 
 /// Replaces the calling process by a program that is open (O_PATH suffices), with these arguments and this environment. Returns
@@ -200,8 +194,8 @@ pub fn execute_path(
     std::io::Error::last_os_error()
 }
 
-/// Pointers to the strings, and the null pointer that ends them.
-fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+/// Pointers to the strings, and the null pointer that ends them. They live as long as the strings.
+pub(crate) fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     let ends = std::iter::once(std::ptr::null());
     strings.iter().map(|string| string.as_ptr()).chain(ends).collect()
 }

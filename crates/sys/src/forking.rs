@@ -29,7 +29,10 @@ impl SingleThread {
     pub fn verify() -> std::io::Result<Self> {
         match fs::read_dir("/proc/self/task")?.count() {
             1 => Ok(Self(PhantomData)),
-            _ => Err(Error::new(ErrorKind::Unsupported, "a process with threads cannot be copied")),
+            _ => Err(Error::new(
+                ErrorKind::Unsupported,
+                "a process with threads cannot be forked safely",
+            )),
         }
     }
 

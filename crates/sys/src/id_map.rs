@@ -1,6 +1,6 @@
-//! Whether a file system can show its files under other ids (id-mapped mounts): what class `container` gives sandboxes their own ids with.
+//! The ids of a sandbox: how many, how they are given to a user namespace, and whether a file system can show its files under them.
 //!
-//! Owns a try for real, from a process that may have threads. Leaves nothing behind.
+//! Owns the maps' format, and a try for real of id-mapped mounts, from a process that may have threads. Leaves nothing behind.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,7 +11,9 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::mount;
-use crate::user_namespace::IDS_PER_SANDBOX;
+
+/// Ids that a sandbox has: all that a 16-bit system knows, `nobody` included.
+pub const IDS_PER_SANDBOX: u32 = 65_536;
 
 /// Why a directory's files cannot be id-mapped.
 #[derive(Debug, thiserror::Error)]
@@ -80,14 +82,20 @@ fn user_namespace(first_host_id: u32) -> Result<OwnedFd, IdMapError> {
 }
 
 fn map_and_open(pid: i32, first_host_id: u32) -> Result<OwnedFd, IdMapError> {
-    let directory = PathBuf::from(format!("/proc/{pid}"));
-    for name in ["uid_map", "gid_map"] {
-        let path = directory.join(name);
-        fs::write(&path, format!("0 {first_host_id} {IDS_PER_SANDBOX}"))
-            .map_err(|source| IdMapError::Map { path, source })?;
-    }
-    rustix::fs::open(directory.join("ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    write_id_maps(pid, first_host_id)?;
+    let path = PathBuf::from(format!("/proc/{pid}/ns/user"));
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| IdMapError::UserNamespace { source: errno.into() })
+}
+
+/// Gives the user namespace of that process its ids, once: 0 to 65535 are the host's from `first_host_id` on.
+pub(crate) fn write_id_maps(pid: i32, first_host_id: u32) -> Result<(), IdMapError> {
+    let map = format!("0 {first_host_id} {IDS_PER_SANDBOX}");
+    for name in ["uid_map", "gid_map"] {
+        let path = PathBuf::from(format!("/proc/{pid}/{name}"));
+        fs::write(&path, &map).map_err(|source| IdMapError::Map { path, source })?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

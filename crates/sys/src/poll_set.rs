@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use crate::errno::last_errno;
+
 /// Bit of a signal in a kernel mask.
 const fn bit(signal: i32) -> u64 {
     1 << (signal - 1)
 }
 
 /// Blocks all signals that can be blocked, from now on, and forgets what dispositions were inherited. Children started by
-/// [`crate::spawn`] have none blocked. Call once, first thing in a process.
+/// [`crate::workload`] have none blocked. Call once, first thing in a process.
 ///
 /// # Errors
 /// The kernel's answer.
@@ -125,10 +127,6 @@ impl PollSet {
             errno => Err(errno),
         }
     }
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 #[cfg(test)]

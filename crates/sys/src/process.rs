@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::process::{
-    DumpableBehavior, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open,
-    pidfd_send_signal, waitid,
+    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getrlimit,
+    pidfd_open, pidfd_send_signal, setrlimit, waitid,
 };
 
 /// A question about a process, or a setting, that the kernel did not grant.
@@ -284,6 +284,20 @@ pub fn set_own_oom_score(score: i16) -> bool {
     fs::write("/proc/self/oom_score_adj", score.clamp(-1000, 1000).to_string()).is_ok()
 }
 
+/// Limits of open files of the calling process: soft, hard.
+#[must_use]
+pub fn open_files_limit() -> (u64, u64) {
+    let limit = getrlimit(Resource::Nofile);
+    (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX))
+}
+
+/// Whether the calling process may have more descriptors now: its soft limit becomes its hard limit, or `most` when that is less.
+pub fn raise_open_files_limit(most: u64) -> bool {
+    let (_, hard) = open_files_limit();
+    let limit = Rlimit { current: Some(hard.min(most)), maximum: Some(hard) };
+    setrlimit(Resource::Nofile, limit).is_ok()
+}
+
 /// Marks every descriptor from 3 on, but those of `keep`, to be closed at exec: nothing is inherited by accident.
 pub fn close_on_exec_all_but(keep: &[RawFd]) -> Result<(), ProcessError> {
     for (first, last) in gaps(keep) {
@@ -306,9 +320,11 @@ pub unsafe fn close_all_but(keep: &[RawFd]) -> Result<(), ProcessError> {
     Ok(())
 }
 
+/// One range of descriptors; makes a system call and nothing else.
+///
 /// # Safety
 /// Without CLOSE_RANGE_CLOEXEC the descriptors of the range must have no owner left.
-unsafe fn close_range(first: u32, last: u32, flags: u32) -> Result<(), ProcessError> {
+pub(crate) unsafe fn close_range(first: u32, last: u32, flags: u32) -> Result<(), ProcessError> {
     // SAFETY: the call takes three numbers; what they mean for owners is the caller's promise.
     match unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } {
         0 => Ok(()),
@@ -320,7 +336,7 @@ unsafe fn close_range(first: u32, last: u32, flags: u32) -> Result<(), ProcessEr
 }
 
 /// No descriptor is higher: they are non-negative ints. The largest u32 would do for Linux, but gVisor reads it as -1.
-const HIGHEST_DESCRIPTOR: u32 = i32::MAX.unsigned_abs();
+pub(crate) const HIGHEST_DESCRIPTOR: u32 = i32::MAX.unsigned_abs();
 
 /// The ranges between the kept descriptors, from 3 on.
 fn gaps(keep: &[RawFd]) -> Vec<(u32, u32)> {

@@ -4,6 +4,8 @@
 
 use rustix::io::Errno;
 
+use crate::errno::last_errno;
+
 /// Sends a signal (1 to 64) to one process. Right only for a child that the caller has not reaped, or inside a pid namespace whose
 /// first process is the caller.
 ///
@@ -49,7 +51,7 @@ fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
     // SAFETY: takes numbers only.
     match unsafe { libc::kill(pid, signal) } {
         0 => Ok(()),
-        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+        _ => Err(last_errno()),
     }
 }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Ids of one sandbox.
-const IDS: u32 = atoll_sys::user_namespace::IDS_PER_SANDBOX;
+const IDS: u32 = atoll_sys::id_map::IDS_PER_SANDBOX;
 /// The first id for sandboxes. SOURCE: systemd's table of ids (UIDS-GIDS): 0x70000000 to 0x7FFDFFFF is used by nobody; below it lie the
 /// ranges of /etc/subuid, of other container managers and of systemd-nspawn, above it ids that are negative to old programs.
 const FIRST: u32 = 0x7000_0000;

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use atoll_sys::helper_program::start_program;
 use atoll_sys::packet::{packet_pair, send_packet};
 use atoll_sys::process::{self, Wait};
-use atoll_sys::program_start::start_program;
 use tokio::sync::Notify;
 
 use crate::RuntimeError;

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use atoll_sys::capabilities::CapabilitySet;
-use atoll_sys::user_namespace;
+use atoll_sys::clone;
 use atoll_wire::guest::UserIds;
 use rustix::process::{Gid, Resource, Rlimit, Uid};
 use rustix::thread::{CapabilitySet as Bits, CapabilitySets};
@@ -34,7 +34,7 @@ pub(super) fn take_streams(streams: &StandardStreams) -> Result<(), EngineError>
 /// Becomes root of the sandbox: of its user namespace where it has one.
 pub(super) fn become_root_of(user_namespace: Option<BorrowedFd<'_>>) -> Result<(), EngineError> {
     if let Some(user_namespace) = user_namespace {
-        user_namespace::enter(user_namespace).failed(|| "enter the sandbox's user namespace")?;
+        clone::enter(user_namespace).failed(|| "enter the sandbox's user namespace")?;
     }
     // A dump is written by the host's handler, outside every limit.
     let none = Rlimit { current: Some(0), maximum: Some(0) };

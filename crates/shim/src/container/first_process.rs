@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use atoll_sys::capabilities::{self, CapabilitySet};
 use atoll_sys::cgroup::Cgroup;
 use atoll_sys::mount::{self, Attributes};
-use atoll_sys::user_namespace::{self, SharedNamespaces};
+use atoll_sys::shared_namespaces::SharedNamespaces;
 use atoll_wire::shim::{ContainerPlan, Init, Launch};
 use rustix::fs::{CWD, Mode};
 use rustix::thread::UnshareFlags;
@@ -54,7 +54,7 @@ impl FirstProcess<'_> {
         for namespace in
             [self.network_namespace, self.namespaces.ipc.as_fd(), self.namespaces.uts.as_fd()]
         {
-            user_namespace::enter(namespace).failed(|| "enter the sandbox's namespaces")?;
+            atoll_sys::clone::enter(namespace).failed(|| "enter the sandbox's namespaces")?;
         }
         system_mounts::write_names(&root, &self.launch.plan.hostname)?;
         system_mounts::mount_proc(&root, stage.as_fd())?;

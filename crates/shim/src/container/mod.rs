@@ -26,7 +26,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use atoll_sys::cgroup::{Cgroup, CgroupLayout, CgroupRoot, Limits};
 use atoll_sys::clone::Child;
 use atoll_sys::process::ProcessIdentity;
-use atoll_sys::user_namespace::SharedNamespaces;
+use atoll_sys::shared_namespaces::SharedNamespaces;
 use atoll_wire::guest::{Boot, ProcessSpec};
 use atoll_wire::record::ShimRecord;
 use atoll_wire::shim::{ContainerPlan, Init, Launch};

@@ -63,7 +63,7 @@ fn with_children_in<T>(
     move_into_thread_name_spaces(pidfd, ThreadNameSpaceType::PROCESS_ID)
         .failed(|| "enter the container's pid namespace")?;
     let started = start();
-    atoll_sys::user_namespace::enter(&own).failed(|| "leave the container's pid namespace")?;
+    atoll_sys::clone::enter(&own).failed(|| "leave the container's pid namespace")?;
     started
 }
 

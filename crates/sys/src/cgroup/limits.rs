@@ -72,21 +72,6 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Sets or lifts the CPU quota alone and keeps the period: the start-up boost.
-    ///
-    /// Under v1 a child's share of CPU may not exceed its parent's: lift the sandbox before the container, and put the
-    /// container's quota back before the sandbox's.
-    pub fn set_cpu_quota(&self, quota_us: Option<u64>) -> Result<(), CgroupError> {
-        let cpu = &self.groups.cpu;
-        let quota = quota_us.map(|us| us.to_string());
-        match cpu.version {
-            Version::V1 => {
-                files::write(&cpu.file("cpu.cfs_quota_us"), quota.as_deref().unwrap_or("-1"))
-            }
-            Version::V2 => files::write(&cpu.file("cpu.max"), quota.as_deref().unwrap_or("max")),
-        }
-    }
-
     fn set_cpu(&self, quota_us: u64, period_us: u64) -> Result<(), CgroupError> {
         let cpu = &self.groups.cpu;
         match cpu.version {

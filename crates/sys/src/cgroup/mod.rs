@@ -17,7 +17,6 @@ mod layout;
 mod life;
 mod limits;
 mod stats;
-mod watch;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -28,7 +27,6 @@ pub use error::CgroupError;
 pub use layout::{CgroupLayout, Hierarchy, Version};
 pub use limits::Limits;
 pub use stats::CgroupStats;
-pub use watch::{OomWatch, PidsWatch};
 
 /// The directory below each mount that all instances of atoll share.
 const SHARED_GROUP: &str = "atoll";
@@ -275,7 +273,11 @@ impl Cgroup {
 
     /// Moves a process (with all its threads) into the group, in every hierarchy.
     pub fn attach(&self, pid: i32) -> Result<(), CgroupError> {
-        self.write_procs(&pid.to_string(), false)
+        let pid = pid.to_string();
+        for group in self.groups.distinct() {
+            files::write(&group.file("cgroup.procs"), &pid)?;
+        }
+        Ok(())
     }
 
     /// Moves the calling process, which must have no other thread, into the group, in every hierarchy.
@@ -283,13 +285,8 @@ impl Cgroup {
         self.write_self(false)
     }
 
-    /// Like [`attach`](Self::attach) for a process that CLONE_INTO_CGROUP put into the v2 group already
+    /// Like [`attach_self`](Self::attach_self) for a process that CLONE_INTO_CGROUP put into the v2 group already
     /// ([`v2_fd`](Self::v2_fd)): the v1 hierarchies only, so nothing at all under pure v2.
-    pub fn attach_v1_only(&self, pid: i32) -> Result<(), CgroupError> {
-        self.write_procs(&pid.to_string(), true)
-    }
-
-    /// [`attach_v1_only`](Self::attach_v1_only) for the calling process.
     pub fn attach_self_v1_only(&self) -> Result<(), CgroupError> {
         self.write_self(true)
     }
@@ -298,15 +295,6 @@ impl Cgroup {
         for group in self.groups.distinct() {
             if !(v1_only && group.version == Version::V2) {
                 files::write(&group.own_entrance(), "0")?;
-            }
-        }
-        Ok(())
-    }
-
-    fn write_procs(&self, pid: &str, v1_only: bool) -> Result<(), CgroupError> {
-        for group in self.groups.distinct() {
-            if !(v1_only && group.version == Version::V2) {
-                files::write(&group.file("cgroup.procs"), pid)?;
             }
         }
         Ok(())

@@ -1,12 +1,9 @@
 //! Groups for real where root and the host allow it, and a made-up v2 tree where the host has none.
 
 use std::io::Write;
-use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::*;
 
@@ -56,12 +53,6 @@ fn start_in(group: &Cgroup, script: &str) -> Child {
     child
 }
 
-/// Waits for a wake-up, 20 s at most.
-fn woken(fd: &impl AsFd, interest: PollFlags) -> bool {
-    let timeout = Timespec { tv_sec: 20, tv_nsec: 0 };
-    poll(&mut [PollFd::new(fd, interest)], Some(&timeout)).unwrap() == 1
-}
-
 #[test]
 fn a_nested_group_is_made_listed_and_removed_in_every_hierarchy() {
     let Some(instance) = Instance::new() else { return };
@@ -98,8 +89,6 @@ fn limits_reach_the_kernel_and_can_be_raised_lowered_and_lifted() {
         assert_eq!(memory, mebibytes << 20);
         assert_eq!(files::read_number(&group.groups.pids.file("pids.max")).unwrap(), mebibytes);
     }
-    group.set_cpu_quota(None).unwrap();
-    group.set_cpu_quota(Some(10_000)).unwrap();
 }
 
 #[test]
@@ -155,18 +144,15 @@ fn the_v1_freezer_freezes_kills_and_tells_emptiness() {
 }
 
 #[test]
-fn running_out_of_memory_wakes_the_watch_and_is_counted() {
+fn running_out_of_memory_is_counted() {
     let Some(instance) = Instance::new() else { return };
     let group = instance.0.create("uid", Some("main")).unwrap();
     group.set(&Limits { memory_bytes: Some(16 << 20), ..Limits::default() }).unwrap();
-    let mut watch = group.oom_watch().unwrap();
-    assert_eq!(watch.oom_kills().unwrap(), 0);
+    assert_eq!(group.oom_kills().unwrap(), 0);
     // tail keeps a line without end in memory.
     let mut child = start_in(&group, "head -c 200M /dev/zero | tail >/dev/null");
-    assert!(woken(&watch, watch.interest()), "no wake-up");
-    watch.acknowledge().unwrap();
     child.wait().unwrap();
-    assert!(watch.oom_kills().unwrap() >= 1);
+    assert!(group.oom_kills().unwrap() >= 1);
     let sandbox = instance.0.find("uid", None).unwrap();
     assert!(sandbox.oom_kills().unwrap() >= 1, "the sandbox's count includes its containers'");
 }
@@ -187,27 +173,17 @@ fn filling_the_page_cache_is_no_out_of_memory() {
 }
 
 #[test]
-fn a_fork_beyond_the_pids_limit_is_counted_and_wakes_where_the_kernel_tells() {
+fn a_fork_beyond_the_pids_limit_is_counted() {
     let Some(instance) = Instance::new() else { return };
     let group = instance.0.create("uid", Some("main")).unwrap();
     group.set(&Limits { pids: Some(4), ..Limits::default() }).unwrap();
-    let watch = group.pids_watch().unwrap();
     assert_eq!(group.pids_limit_hits().unwrap(), 0);
     let script = "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; wait";
     let mut child = start_in(&group, script);
-    match watch {
-        Some(mut watch) => {
-            assert!(woken(&watch, watch.interest()), "no wake-up");
-            watch.acknowledge().unwrap();
-        }
-        None => {
-            // The shell gives up when it cannot fork, and leaves its children behind.
-            child.wait().unwrap();
-        }
-    }
+    // The shell gives up when it cannot fork, and leaves its children behind.
+    child.wait().unwrap();
     assert!(group.pids_limit_hits().unwrap() >= 1);
     group.kill_all().unwrap();
-    child.wait().unwrap();
 }
 
 #[test]

@@ -9,18 +9,18 @@ use super::profile::{Arch, Condition, Decision, Profile, Refusal};
 /// The size of `struct sock_filter`. SOURCE: include/uapi/linux/filter.h.
 pub(super) const INSTRUCTION_BYTES: usize = 8;
 /// BPF_MAXINSNS. SOURCE: include/uapi/linux/bpf_common.h.
-const MOST_INSTRUCTIONS: usize = 4096;
+pub(super) const MOST_INSTRUCTIONS: usize = 4096;
 /// Bit 30 marks calls of the x32 interface. SOURCE: __X32_SYSCALL_BIT in arch/x86/include/uapi/asm/unistd.h.
 const X32_BIT: u32 = 0x4000_0000;
 
 // Offsets in struct seccomp_data. SOURCE: include/uapi/linux/seccomp.h.
-const OFFSET_NUMBER: u32 = 0;
+pub(super) const OFFSET_NUMBER: u32 = 0;
 const OFFSET_ARCH: u32 = 4;
-const OFFSET_ARGS: u32 = 16;
+pub(super) const OFFSET_ARGS: u32 = 16;
 
 // Return values. SOURCE: include/uapi/linux/seccomp.h.
-const RETURN_ALLOW: u32 = 0x7FFF_0000;
-const RETURN_ERRNO: u32 = 0x0005_0000;
+pub(super) const RETURN_ALLOW: u32 = 0x7FFF_0000;
+pub(super) const RETURN_ERRNO: u32 = 0x0005_0000;
 const RETURN_KILL_PROCESS: u32 = 0x8000_0000;
 
 /// One `struct sock_filter`.
@@ -33,12 +33,12 @@ struct Instruction {
 }
 
 // Codes. SOURCE: include/uapi/linux/bpf_common.h (class | size or operation | mode or source).
-const LOAD_WORD: u16 = 0x20;
+pub(super) const LOAD_WORD: u16 = 0x20;
 const AND: u16 = 0x54;
 const JUMP: u16 = 0x05;
-const JUMP_EQUAL: u16 = 0x15;
+pub(super) const JUMP_EQUAL: u16 = 0x15;
 const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
-const RETURN: u16 = 0x06;
+pub(super) const RETURN: u16 = 0x06;
 
 const fn plain(code: u16, value: u32) -> Instruction {
     Instruction { code, jump_true: 0, jump_false: 0, value }

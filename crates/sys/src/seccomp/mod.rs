@@ -2,17 +2,22 @@
 //!
 //! Owns what a sandbox may ask of the host's kernel. The profile decides every system call of the known table by name, with a reason
 //! for each family; what a newer kernel adds answers ENOSYS, so that libraries fall back, until somebody has decided it.
-//! Never installs anything by itself except through [`install`].
+//! Installs nothing by itself except through [`install`] and [`Filter::install`]. [`Filter::guarding`] makes another, small filter.
 //!
 //! An own compiler of 150 lines, because the profile needs three answers in one filter (allow, EPERM and friends, ENOSYS):
 //! seccompiler knows one answer for a match and one for the rest, and stacking filters makes each call pass both.
 
 mod compile;
+mod filter;
+mod guard;
 mod profile;
 
 use std::sync::OnceLock;
 
+use rustix::io::Errno;
+
 pub use compile::compile;
+pub use filter::Filter;
 pub use profile::{Arch, Profile};
 
 /// A profile that cannot be used, or a kernel that refused the filter.
@@ -81,39 +86,14 @@ pub fn container_filter() -> Result<&'static [u8], SeccompError> {
     Ok(FILTER.get_or_init(|| filter))
 }
 
-/// Puts a compiled filter on the calling thread and all it will start. Needs no_new_privs (or CAP_SYS_ADMIN); cannot be undone.
+/// [`Filter::install`] for a compiled filter as bytes.
 ///
 /// # Errors
 /// [`SeccompError::Refused`] with EINVAL for bytes that are no filter.
 pub fn install(filter: &[u8]) -> Result<(), SeccompError> {
-    let instructions: Vec<libc::sock_filter> = filter
-        .chunks_exact(compile::INSTRUCTION_BYTES)
-        .map(|bytes| libc::sock_filter {
-            code: u16::from_le_bytes([bytes[0], bytes[1]]),
-            jt: bytes[2],
-            jf: bytes[3],
-            k: u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
-        })
-        .collect();
-    let whole = filter.len().is_multiple_of(compile::INSTRUCTION_BYTES);
-    let Some(len) = u16::try_from(instructions.len()).ok().filter(|_| whole) else {
-        return Err(SeccompError::Refused { source: rustix::io::Errno::INVAL.into() });
-    };
-    let program = libc::sock_fprog { len, filter: instructions.as_ptr().cast_mut() };
-    // SAFETY: `program` points to `len` initialised instructions that live until the call returns; the kernel copies and
-    // checks them and writes nothing.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            0_u64,
-            std::ptr::from_ref(&program),
-        )
-    };
-    match answer {
-        0 => Ok(()),
-        _ => Err(SeccompError::Refused { source: std::io::Error::last_os_error() }),
-    }
+    let refused = |errno: Errno| SeccompError::Refused { source: errno.into() };
+    let filter = Filter::from_bytes(filter).ok_or_else(|| refused(Errno::INVAL))?;
+    filter.install().map_err(refused)
 }
 
 #[cfg(test)]

@@ -5,50 +5,16 @@
 //! user could otherwise stop the child in that moment, and the caller with it. Never inherits a descriptor or a signal disposition.
 
 mod child;
-mod guard;
 
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
-/// A system call filter, ready to be put in force by a process just forked. Copies share it.
-#[derive(Clone)]
-pub struct Filter(Arc<[libc::sock_filter]>);
-
-/// Most instructions that the kernel takes. SOURCE: BPF_MAXINSNS in include/uapi/linux/bpf_common.h.
-const MAX_FILTER_INSTRUCTIONS: usize = 4096;
-/// SOURCE: struct sock_filter in include/uapi/linux/filter.h.
-const FILTER_INSTRUCTION_BYTES: usize = 8;
-
-impl Filter {
-    /// Reads an array of `struct sock_filter` as bytes; `None` when it cannot be one.
-    #[must_use]
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let instructions = bytes.len() / FILTER_INSTRUCTION_BYTES;
-        if !bytes.len().is_multiple_of(FILTER_INSTRUCTION_BYTES)
-            || instructions == 0
-            || instructions > MAX_FILTER_INSTRUCTIONS
-        {
-            return None;
-        }
-        let read = |bytes: &[u8]| libc::sock_filter {
-            code: u16::from_le_bytes([bytes[0], bytes[1]]),
-            jt: bytes[2],
-            jf: bytes[3],
-            k: u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
-        };
-        Some(Self(bytes.chunks_exact(FILTER_INSTRUCTION_BYTES).map(read).collect()))
-    }
-}
-
-impl std::fmt::Debug for Filter {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "Filter({} instructions)", self.0.len())
-    }
-}
+use crate::errno::last_errno;
+use crate::forking::{SingleThread, exit_copy};
+use crate::seccomp::Filter;
 
 /// Who a process is, and what it may do.
 #[derive(Debug, Clone)]
@@ -224,9 +190,7 @@ pub fn start_helper(
     address_space_bytes: u64,
     work: impl FnOnce() -> i32,
 ) -> Result<i32, ForkError> {
-    if threads() != Some(1) {
-        return Err(Errno::BUSY.into());
-    }
+    SingleThread::verify().map_err(|_| Errno::BUSY)?;
     let standard = standard.map(|fd| fd.as_raw_fd());
     let plan = child::IdentityPlan::new(identity);
     // SAFETY: this is the process's only thread, so the child's copy of memory is whole; the child never returns from here.
@@ -245,7 +209,7 @@ pub fn start_helper(
                     .unwrap_or(HELPER_FAILED),
                 Err(_) => HELPER_FAILED,
             };
-            child::end(code)
+            exit_copy(code)
         }
         pid => Ok(pid),
     }
@@ -253,28 +217,6 @@ pub fn start_helper(
 
 /// Exit code of a helper that could not become what it should.
 const HELPER_FAILED: i32 = 125;
-
-fn threads() -> Option<usize> {
-    Some(std::fs::read_dir("/proc/self/task").ok()?.count())
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
-}
-
-/// Limits of open files of the calling process: soft, hard.
-#[must_use]
-pub fn open_files_limit() -> (u64, u64) {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX))
-}
-
-/// Whether the calling process may have more descriptors now: its soft limit becomes its hard limit, or `most` when that is less.
-pub fn raise_open_files_limit(most: u64) -> bool {
-    let (_, hard) = open_files_limit();
-    let limit = rustix::process::Rlimit { current: Some(hard.min(most)), maximum: Some(hard) };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).is_ok()
-}
 
 /// A raw descriptor of a child's plan.
 type Raw = RawFd;

@@ -5,14 +5,10 @@
 //! under this filter such a signal is said to have been sent, as Linux says, and is not.
 
 use super::Filter;
+use super::compile::{
+    JUMP_EQUAL, LOAD_WORD, OFFSET_ARGS, OFFSET_NUMBER, RETURN, RETURN_ALLOW, RETURN_ERRNO,
+};
 
-/// SOURCE: include/uapi/linux/bpf_common.h and seccomp.h.
-const LOAD_WORD: u16 = 0x20;
-const JUMP_IF_EQUAL: u16 = 0x15;
-const ANSWER: u16 = 0x06;
-const ALLOW: u32 = 0x7fff_0000;
-/// The call is not made; its caller sees this error number, where 0 is success.
-const REFUSE: u32 = 0x0005_0000;
 /// SOURCE: include/uapi/asm-generic/fcntl.h.
 const F_SETSIG: u32 = 10;
 
@@ -21,7 +17,7 @@ const STOP: u32 = libc::SIGSTOP.cast_unsigned();
 
 /// Where the low half of an argument stands in `struct seccomp_data` (little-endian). The upper half is nothing to these calls.
 const fn argument(number: u32) -> u32 {
-    16 + 8 * number
+    OFFSET_ARGS + 8 * number
 }
 
 const fn load(offset: u32) -> libc::sock_filter {
@@ -30,11 +26,11 @@ const fn load(offset: u32) -> libc::sock_filter {
 
 /// Skips so many instructions when equal, or when not.
 const fn if_equal(value: u32, equal: u8, other: u8) -> libc::sock_filter {
-    libc::sock_filter { code: JUMP_IF_EQUAL, jt: equal, jf: other, k: value }
+    libc::sock_filter { code: JUMP_EQUAL, jt: equal, jf: other, k: value }
 }
 
 const fn answer(value: u32) -> libc::sock_filter {
-    libc::sock_filter { code: ANSWER, jt: 0, jf: 0, k: value }
+    libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: value }
 }
 
 /// Continues when the loaded number is that of the system call; else skips the block behind it.
@@ -49,18 +45,18 @@ impl Filter {
     pub fn guarding(pid: i32, signals: bool, then: Option<&Self>) -> Self {
         let pid = pid.cast_unsigned();
         let mut program = vec![
-            load(0),
+            load(OFFSET_NUMBER),
             if_call(libc::SYS_prlimit64, 3),
             load(argument(0)),
             if_equal(pid, 0, 1),
-            answer(REFUSE | libc::EPERM.cast_unsigned()),
+            answer(RETURN_ERRNO | libc::EPERM.cast_unsigned()),
         ];
         if signals {
             program.extend(signal_guard(pid));
         }
         match then {
             Some(then) => program.extend_from_slice(&then.0),
-            None => program.push(answer(ALLOW)),
+            None => program.push(answer(RETURN_ALLOW)),
         }
         Self(program.into())
     }
@@ -93,13 +89,13 @@ fn refuse_signals(
     error: u32,
 ) -> [libc::sock_filter; 8] {
     [
-        load(0),
+        load(OFFSET_NUMBER),
         if_call(call, 6),
         load(argument(target)),
         if_equal(value, 0, 4),
         load(argument(signal)),
         if_equal(KILL, 1, 0),
         if_equal(STOP, 0, 1),
-        answer(REFUSE | error),
+        answer(RETURN_ERRNO | error),
     ]
 }

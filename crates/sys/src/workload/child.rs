@@ -3,12 +3,16 @@
 //! Everything is prepared before the fork: from there on only system calls are made, nothing is allocated, no lock is taken. Never
 //! returns into the parent's code except where [`super::start_helper`] says so.
 
-use std::ffi::CString;
 use std::ptr;
 
 use rustix::io::Errno;
 
-use super::{Filter, Identity, Program, Raw, Step, last_errno};
+use super::{Identity, Program, Raw, Step};
+use crate::clone::pointers;
+use crate::errno::last_errno;
+use crate::forking::exit_copy;
+use crate::process::{HIGHEST_DESCRIPTOR, close_range};
+use crate::seccomp::Filter;
 
 /// A step's number and an error number: less than PIPE_BUF, so written as a whole.
 pub(super) const STATUS_BYTES: usize = 5;
@@ -16,9 +20,6 @@ pub(super) const STATUS_BYTES: usize = 5;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// Exit code of a process that did not come to execute its program; its parent knows why by the status pipe.
 const NOT_EXECUTED: i32 = 127;
-
-/// No descriptor has a greater number, and gVisor refuses to close further.
-const LAST_DESCRIPTOR: i32 = i32::MAX;
 
 type Outcome = Result<(), (Step, Errno)>;
 
@@ -78,6 +79,7 @@ impl<'a> IdentityPlan<'a> {
     }
 
     fn install_filter(&self) -> Outcome {
+        let install = |filter: &Filter| filter.install().map_err(|errno| (Step::Filter, errno));
         self.identity.filter.as_ref().map_or(Ok(()), install)
     }
 
@@ -155,7 +157,7 @@ impl<'a> Plan<'a> {
                 libc::write(self.status, message.as_ptr().cast(), message.len());
             }
         }
-        end(NOT_EXECUTED)
+        exit_copy(NOT_EXECUTED)
     }
 
     fn prepare_and_execute(&self) -> Outcome {
@@ -210,10 +212,6 @@ impl<'a> Plan<'a> {
     }
 }
 
-fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
-}
-
 fn check<N: Into<i64>>(step: Step, answer: N) -> Outcome {
     if answer.into() == -1 { Err((step, last_errno())) } else { Ok(()) }
 }
@@ -230,15 +228,13 @@ pub(super) fn take_standard_streams(standard: &[Raw; 3]) -> Outcome {
 /// A second lock on the door: all of the caller's descriptors are made to be closed at exec, kernels without the call rely on that.
 fn inherit_nothing() {
     // SAFETY: sets a flag on descriptors.
-    unsafe {
-        libc::syscall(libc::SYS_close_range, 3, LAST_DESCRIPTOR, libc::CLOSE_RANGE_CLOEXEC);
-    }
+    let _ = unsafe { close_range(3, HIGHEST_DESCRIPTOR, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
 /// For a process that will not execute anything: other processes' pipes must not stay open in it.
 pub(super) fn close_all_others() -> Outcome {
     // SAFETY: the owners of these descriptors are in the parent's code, to which this process never returns.
-    check(Step::Descriptors, unsafe { libc::syscall(libc::SYS_close_range, 3, LAST_DESCRIPTOR, 0) })
+    unsafe { close_range(3, HIGHEST_DESCRIPTOR, 0) }.map_err(|_| (Step::Descriptors, last_errno()))
 }
 
 pub(super) fn bound_address_space(bytes: u64) -> Outcome {
@@ -275,20 +271,6 @@ fn unblock_all_signals() {
     }
 }
 
-fn install(filter: &Filter) -> Outcome {
-    let Ok(len) = u16::try_from(filter.0.len()) else { return Err((Step::Filter, Errno::INVAL)) };
-    let program = libc::sock_fprog { len, filter: filter.0.as_ptr().cast_mut() };
-    // SAFETY: `program` points to `len` instructions that live; the kernel copies them and writes nothing.
-    check(Step::Filter, unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            0_u64,
-            ptr::from_ref(&program),
-        )
-    })
-}
-
 /// The calling process's bounding set, by asking for each number.
 fn bounding_set() -> u64 {
     (0..64_u32)
@@ -310,10 +292,4 @@ fn own_permitted() -> u64 {
     let answer =
         unsafe { libc::syscall(libc::SYS_capget, ptr::from_ref(&header), data.as_mut_ptr()) };
     if answer == 0 { u64::from(data[0].permitted) | u64::from(data[1].permitted) << 32 } else { 0 }
-}
-
-/// Ends the process without running what the parent's code would run at its end.
-pub(super) fn end(code: i32) -> ! {
-    // SAFETY: takes a number and does not return.
-    unsafe { libc::_exit(code) }
 }

@@ -1,9 +1,8 @@
 //! The namespaces that containers of one sandbox share: users, IPC and hostname.
 //!
-//! Owns making them and writing id maps. They live through their descriptors and the processes in them, never through a path.
+//! Owns making them. They live through their descriptors and the processes in them, never through a path.
 
-use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
@@ -11,10 +10,8 @@ use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
 use crate::clone::{self, Child, CloneError};
+use crate::id_map::{IdMapError, write_id_maps};
 use crate::process::{self, Exit, Wait};
-
-/// Ids that a sandbox has: all that a 16-bit system knows, `nobody` included.
-pub const IDS_PER_SANDBOX: u32 = 65_536;
 
 /// Shared namespaces could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -22,12 +19,13 @@ pub enum NamespaceError {
     /// No process.
     #[error(transparent)]
     Clone(#[from] CloneError),
-    /// An id map or a namespace file.
-    #[error("cannot {operation} {}", path.display())]
-    Io {
-        /// What was tried, as a verb.
-        operation: &'static str,
-        /// The file.
+    /// The namespace of users has no ids.
+    #[error(transparent)]
+    IdMap(#[from] IdMapError),
+    /// A namespace that was made cannot be held.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// The namespace's file.
         path: PathBuf,
         /// The kernel's answer.
         source: std::io::Error,
@@ -88,23 +86,13 @@ impl SharedNamespaces {
     }
 
     fn open(child: &Child, first_host_id: Option<u32>) -> Result<Self, NamespaceError> {
-        let directory = PathBuf::from(format!("/proc/{}", child.pid));
         if let Some(first) = first_host_id {
-            let map = format!("0 {first} {IDS_PER_SANDBOX}");
-            for name in ["uid_map", "gid_map"] {
-                let path = directory.join(name);
-                fs::write(&path, &map).map_err(|source| NamespaceError::Io {
-                    operation: "write",
-                    path,
-                    source,
-                })?;
-            }
+            write_id_maps(child.pid, first)?;
         }
         let open = |name: &str| {
-            let path = directory.join("ns").join(name);
-            rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(
-                |errno| NamespaceError::Io { operation: "open", path, source: errno.into() },
-            )
+            let path = PathBuf::from(format!("/proc/{}/ns/{name}", child.pid));
+            rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|errno| NamespaceError::Open { path, source: errno.into() })
         };
         Ok(Self {
             user: first_host_id.map(|_| open("user")).transpose()?,
@@ -112,14 +100,6 @@ impl SharedNamespaces {
             uts: open("uts")?,
         })
     }
-}
-
-/// Moves the calling process into a namespace of any kind.
-///
-/// # Errors
-/// The kernel's answer.
-pub fn enter(namespace: impl AsFd) -> Result<(), Errno> {
-    rustix::thread::move_into_link_name_space(namespace.as_fd(), None)
 }
 
 #[cfg(test)]
