@@ -19,7 +19,7 @@ use clap::Parser;
 use crate::args::{Command, CommandLine};
 use crate::output::OutputClosed;
 
-/// Exit code of a failure. SOURCE: design, commands.
+/// Exit code of a failure.
 const FAILURE: u8 = 1;
 /// What a shell shows for a process that SIGPIPE ended: whoever read our output has gone.
 const OUTPUT_CLOSED: u8 = 128 + 13;

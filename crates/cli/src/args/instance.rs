@@ -12,7 +12,14 @@ use super::values::{PlainFormat, duration};
 #[derive(Debug, Clone, Args)]
 #[command(
     after_help = "Sandboxes go on when this process ends, and are found again by the next `atoll up` with the same data \
-directory. `atoll down` ends them."
+directory. `atoll down` ends them.
+
+Examples:
+  atoll up --detach
+  atoll up --data-dir /tmp/atoll --listen 127.0.0.1:0 --detach    an instance of its own, beside others
+
+ATOLL_LOG sets what is logged (info; debug; atoll_server=debug,info). With OTEL_EXPORTER_OTLP_ENDPOINT set, the timelines of sandboxes go \
+there as traces."
 )]
 pub(crate) struct UpArgs {
     /// Where the API listens, on this machine only: ADDR:PORT (port 0 takes any free port) or unix:/PATH
@@ -22,6 +29,10 @@ pub(crate) struct UpArgs {
     /// Return as soon as it serves, and go on in the background
     #[arg(long)]
     pub(crate) detach: bool,
+
+    /// Offer class sim too: it isolates nothing and runs nothing, but models sandboxes for tests
+    #[arg(long)]
+    pub(crate) enable_sim: bool,
 
     /// The background half of --detach
     #[arg(long, hide = true)]
@@ -38,7 +49,12 @@ pub(crate) struct DownArgs {
 
 /// Flags of `atoll doctor`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Works without a server. Exit code 1 when something is missing without which no sandbox runs.")]
 pub(crate) struct DoctorArgs {
+    /// Only the names of the isolating classes that can be had here, one a line, the weakest first
+    #[arg(long, conflicts_with = "output")]
+    pub(crate) classes: bool,
+
     /// How to print it
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = PlainFormat::Text)]
     pub(crate) output: PlainFormat,

@@ -43,9 +43,9 @@ const EXAMPLES: &str = "Examples:
 Exit codes: that of the command for `run` and `exec` (125: it could not be begun), else 0 for success, 1 for failure, 2 for a
 command line that cannot be understood.";
 
-/// atoll runs untrusted code in isolated sandboxes.
+/// atoll runs untrusted code in isolated sandboxes on this machine, from OCI images, and starts them in milliseconds.
 #[derive(Debug, Parser)]
-#[command(name = "atoll", version, about, after_help = EXAMPLES, propagate_version = false)]
+#[command(name = "atoll", version, about = ABOUT, after_help = EXAMPLES, propagate_version = false)]
 #[command(subcommand_required = true, arg_required_else_help = true, max_term_width = 110)]
 pub(crate) struct CommandLine {
     #[command(flatten)]

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use atoll_runtime::container_host::{self, HostFinding};
-use atoll_runtime::gvisor_host;
+use atoll_runtime::{RuntimeClass, gvisor_host};
 
+use crate::commands::node;
 use super::{Check, Verdict};
 use crate::output::human_bytes;
 
@@ -28,7 +30,7 @@ pub(super) fn all(data_dir: &Path) -> Vec<Check> {
             "Run as root, or choose another --data-dir.",
         )),
     }
-    checks.push(landlock());
+    checks.push(unpack_helper());
     checks.push(space(data_dir));
     checks
 }
@@ -85,20 +87,30 @@ fn gvisor(probe: &Path) -> Check {
     }
 }
 
-fn landlock() -> Check {
-    let active = read("/sys/kernel/security/lsm");
-    let listed = active.split(',').any(|module| module == "landlock");
-    let compiled = read("/proc/kallsyms").contains("landlock_create_ruleset");
-    if listed || compiled {
-        return Check::good("Landlock", "there");
+/// Asks it to try what it must not be able to do, rather than the kernel what it knows.
+fn unpack_helper() -> Check {
+    let name = "unpacking of images";
+    match node::unpack_helper().check() {
+        Ok(()) => Check::good(name, "in a helper that can touch nothing but its own directory"),
+        Err(error) => Check::bad(
+            name,
+            Verdict::Missing,
+            with_causes(&error),
+            "images cannot be unpacked safely, and are not",
+            "Run as root on Linux 5.13 or newer with Landlock (`lsm=landlock,…` on the kernel's command line).",
+        ),
     }
-    Check::bad(
-        "Landlock",
-        Verdict::Missing,
-        "not active",
-        "images cannot be unpacked safely",
-        "Boot with `lsm=landlock,…` on the kernel's command line (Linux 5.13 or newer).",
-    )
+}
+
+/// The classes that isolate and can be had here, the weakest first.
+pub(super) fn classes(data_dir: &Path) -> anyhow::Result<Vec<&'static str>> {
+    let directory = nearest_existing(data_dir);
+    let probe = tempfile::tempdir_in(&directory)
+        .with_context(|| format!("cannot write to {}", directory.display()))?;
+    let container = container_host::report(probe.path()).container().is_ok();
+    let gvisor = gvisor_host::detect(probe.path()).is_ok();
+    let found = [(RuntimeClass::Container, container), (RuntimeClass::Gvisor, gvisor)];
+    Ok(found.into_iter().filter(|(_, there)| *there).map(|(class, _)| class.name()).collect())
 }
 
 /// The directory itself, or the nearest one above it that exists.

@@ -2,6 +2,7 @@
 
 mod checks;
 
+use atoll_runtime::RuntimeClass;
 use atoll_wire::rest::NodeInfo;
 use serde::Serialize;
 
@@ -60,6 +61,9 @@ impl Check {
     }
 }
 
+/// The class that isolates nothing.
+const SIM: &str = RuntimeClass::Sim.name();
+
 #[derive(Serialize)]
 struct Report {
     checks: Vec<Check>,
@@ -68,6 +72,11 @@ struct Report {
 
 /// Looks at the machine. Fails when something is missing without which no sandbox runs.
 pub(super) async fn doctor(args: DoctorArgs, connection: &ConnectionArgs) -> Outcome {
+    if args.classes {
+        let classes = checks::classes(&connection.data_dir)?;
+        output::print(&classes.iter().map(|class| format!("{class}\n")).collect::<String>())?;
+        return Ok(if classes.is_empty() { FAILURE } else { SUCCESS });
+    }
     let mut report = Report { checks: checks::all(&connection.data_dir), server: None };
     let mut why_no_server = String::new();
     match connect(connection) {
@@ -114,7 +123,8 @@ fn text(report: &Report, why_no_server: &str, styles: Styles) -> String {
     match &report.server {
         Some(node) => {
             let mut classes = Table::new(&["CLASS", "AVAILABLE", "DETAIL"]);
-            for class in &node.classes {
+            // Class sim isolates nothing: nobody is to take it for something that this machine offers.
+            for class in node.classes.iter().filter(|class| class.name != SIM) {
                 let available = if class.available {
                     Cell::coloured("yes", Colour::Good)
                 } else {
@@ -166,6 +176,8 @@ mod tests {
         let missing = directory.path().join("not/there/yet");
         let checks = checks::all(&missing);
         assert!(checks.iter().any(|check| check.name == "kernel"));
+        let classes = checks::classes(&missing).unwrap();
+        assert!(!classes.contains(&SIM), "{classes:?}");
         assert!(!missing.exists(), "looking must not create the data directory");
     }
 }

@@ -23,13 +23,19 @@ pub(super) struct Classes {
     pub(super) missing: Vec<(RuntimeClass, String)>,
 }
 
-/// Finds the classes, and begins what they need. Call it before there are threads; takes some tens of milliseconds.
-pub(super) fn classes(data_dir: &Path) -> anyhow::Result<Classes> {
+/// Finds the classes, and begins what they need. Call it before there are threads; takes some tens of milliseconds. Class `sim` isolates
+/// nothing, so only whoever starts the server can ask for it.
+pub(super) fn classes(data_dir: &Path, enable_sim: bool) -> anyhow::Result<Classes> {
     let mut found = Classes { runtimes: Vec::new(), missing: Vec::new() };
-    let sim_logs = data_dir.join("run").join("sim-logs");
-    std::fs::create_dir_all(&sim_logs)
-        .with_context(|| format!("cannot create {}", sim_logs.display()))?;
-    found.runtimes.push(Arc::new(SimRuntime::new(SimHost::with_logs(sim_logs))));
+    if enable_sim {
+        let logs = data_dir.join("run").join("sim-logs");
+        std::fs::create_dir_all(&logs)
+            .with_context(|| format!("cannot create {}", logs.display()))?;
+        found.runtimes.push(Arc::new(SimRuntime::new(SimHost::with_logs(logs))));
+    } else {
+        let why = "it isolates nothing and is for tests: start the server with --enable-sim";
+        found.missing.push((RuntimeClass::Sim, why.to_owned()));
+    }
     let container = container_host::report(data_dir).container();
     let gvisor = gvisor_host::detect(data_dir);
     if container.is_err() && gvisor.is_err() {
@@ -79,10 +85,14 @@ fn missing(
     }
 }
 
+/// The confined program that unpacks layers: this one.
+pub(super) fn unpack_helper() -> UnpackHelper {
+    UnpackHelper::this_program(&[UNPACK_ARGUMENT])
+}
+
 /// Opens the image store of a data directory.
 pub(super) async fn images(data_dir: &Path) -> anyhow::Result<Arc<dyn ImageSource>> {
-    let helper = UnpackHelper::this_program(&[UNPACK_ARGUMENT]);
-    let options = StoreOptions::in_data_directory(data_dir, helper);
+    let options = StoreOptions::in_data_directory(data_dir, unpack_helper());
     let store = ImageStore::open(data_dir.join("images"), options).await?;
     Ok(Arc::new(images::StoreImages::new(store, data_dir.join("images").join("incoming"))?))
 }
