@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use atoll_runtime::clock::monotonic_micros;
 use atoll_runtime::shim::{PoolSizes, ShimHost, ShimHostConfig, ShimRuntime};
 use atoll_runtime::{EventReceiver, Runtime, Sandbox, container_host};
 use atoll_sys::capabilities::CapabilitySet;
+use atoll_sys::clock::monotonic_micros;
 use atoll_wire::guest::{ProcessSpec, UserIds};
 use atoll_wire::record::ShimRecord;
 use atoll_wire::shim::{ContainerLimits, ContainerPlan, Init, SandboxPlan, ShimEvent};

@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 
+use atoll_model::causes::with_causes;
 use atoll_sys::cgroup::{CgroupLayout, CgroupRoot};
 use atoll_sys::disk_image::{self, DiskBackend};
 use atoll_sys::id_map::try_id_map;
@@ -203,17 +204,6 @@ fn disks(data_dir: &Path) -> HostFinding {
             with_causes(&error)
         )),
     }
-}
-
-/// An error with everything that caused it, in one line.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

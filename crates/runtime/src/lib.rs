@@ -6,7 +6,6 @@
 //! Entry points: [`Runtime`] and [`Sandbox`] (the contract), [`shim::ShimRuntime`] (classes `container` and `gvisor`),
 //! [`sim::SimRuntime`] (class `sim`), [`container_host`] and [`gvisor_host`] (what this host offers).
 
-pub mod clock;
 pub mod container_host;
 mod contract;
 pub mod gvisor_host;

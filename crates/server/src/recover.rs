@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use atoll_model::causes::with_causes;
 use atoll_model::ids::SandboxUid;
 use atoll_model::spec::Class;
 use atoll_model::state::Phase;
@@ -10,7 +11,7 @@ use atoll_wire::rest::Sandbox;
 use tokio::sync::oneshot;
 
 use crate::admission;
-use crate::owner::{self, Begin, Context, Subject, chain};
+use crate::owner::{self, Begin, Context, Subject};
 use crate::store::{BadRecord, NewEvent, Write};
 
 /// Takes up where the last server ended.
@@ -111,7 +112,7 @@ async fn remove_orphans(context: &Context, known: &HashSet<String>) {
             Err(error) => {
                 tracing::error!(
                     class = class.name(),
-                    error = chain(&error),
+                    error = with_causes(&error),
                     "what is on this host cannot be listed; orphans stay"
                 );
                 continue;
@@ -121,7 +122,11 @@ async fn remove_orphans(context: &Context, known: &HashSet<String>) {
             match runtime.destroy(&uid).await {
                 Ok(()) => tracing::info!(uid, class = class.name(), "removed what no record knows"),
                 Err(error) => {
-                    tracing::error!(uid, error = chain(&error), "an orphan could not be removed")
+                    tracing::error!(
+                        uid,
+                        error = with_causes(&error),
+                        "an orphan could not be removed"
+                    )
                 }
             }
         }

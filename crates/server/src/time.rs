@@ -4,7 +4,7 @@ use atoll_model::units::UnixMicros;
 
 /// Now.
 pub(crate) fn now() -> UnixMicros {
-    UnixMicros(atoll_runtime::clock::unix_micros())
+    UnixMicros(atoll_sys::clock::unix_micros())
 }
 
 /// Now, as text.

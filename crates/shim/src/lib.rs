@@ -1,6 +1,5 @@
 //! Spawner and shim: starts sandboxes and stays their parent.
 
-mod clock;
 pub mod container;
 mod conversation;
 mod directory;

@@ -12,7 +12,7 @@
 //! | [`workload`] | a program as a lesser user, confined before its first instruction | the guest: commands, file transfers |
 //!
 //! About processes that exist: [`process`] (by identity and pidfd: everybody), [`signals`] (by number: a parent, a first process),
-//! [`poll_set`] (waiting for descriptors and children at once: the guest). Between processes: [`packet`].
+//! [`poll_set`] (waiting for descriptors and children at once: the guest). Between processes: [`packet`], and [`clock`], since they compare times.
 //!
 //! What a sandbox consists of: [`cgroup`], [`capabilities`], [`seccomp`], [`mount`], [`disk_image`] on a [`loop_device`],
 //! [`network_namespace`], [`shared_namespaces`] (users, IPC, hostname), [`id_map`] (which ids it has).
@@ -23,6 +23,7 @@
 
 pub mod capabilities;
 pub mod cgroup;
+pub mod clock;
 pub mod clone;
 pub mod disk_image;
 mod errno;

@@ -49,7 +49,9 @@ pub(crate) struct DownArgs {
 
 /// Flags of `atoll doctor`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Works without a server. Exit code 1 when something is missing without which no sandbox runs.")]
+#[command(
+    after_help = "Works without a server. Exit code 1 when something is missing without which no sandbox runs."
+)]
 pub(crate) struct DoctorArgs {
     /// Only the names of the isolating classes that can be had here, one a line, the weakest first
     #[arg(long, conflicts_with = "output")]

@@ -30,6 +30,8 @@ pub(crate) use values::{
 /// Where state lies when nothing else is said. SOURCE: the file hierarchy standard.
 pub(crate) const DEFAULT_DATA_DIRECTORY: &str = "/var/lib/atoll";
 
+const ABOUT: &str = "atoll runs untrusted code in isolated sandboxes on this machine, from OCI images, with limits, within milliseconds.";
+
 const EXAMPLES: &str = "Examples:
   atoll up --detach                                  start atoll on this machine
   atoll run busybox -- echo hello                    run a command in a sandbox, gone afterwards
@@ -43,7 +45,7 @@ const EXAMPLES: &str = "Examples:
 Exit codes: that of the command for `run` and `exec` (125: it could not be begun), else 0 for success, 1 for failure, 2 for a
 command line that cannot be understood.";
 
-/// atoll runs untrusted code in isolated sandboxes on this machine, from OCI images, and starts them in milliseconds.
+/// The whole command line.
 #[derive(Debug, Parser)]
 #[command(name = "atoll", version, about = ABOUT, after_help = EXAMPLES, propagate_version = false)]
 #[command(subcommand_required = true, arg_required_else_help = true, max_term_width = 110)]

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
+use atoll_server::ListenAddress;
 use rustix::stdio::dup2_stdout;
 
-use crate::args::UpArgs;
 use crate::output;
 
 /// What a server that was started says.
@@ -22,7 +22,11 @@ pub(super) struct Serving {
 }
 
 /// Starts `atoll up` for this data directory in the background; returns once it serves.
-pub(super) fn start(data_dir: &Path, args: &UpArgs) -> anyhow::Result<Serving> {
+pub(super) fn start(
+    data_dir: &Path,
+    listen: &ListenAddress,
+    enable_sim: bool,
+) -> anyhow::Result<Serving> {
     std::fs::create_dir_all(data_dir)
         .with_context(|| format!("cannot create the data directory {}", data_dir.display()))?;
     let data_dir = data_dir
@@ -40,8 +44,8 @@ pub(super) fn start(data_dir: &Path, args: &UpArgs) -> anyhow::Result<Serving> {
         .arg("--data-dir")
         .arg(&data_dir)
         .arg("--listen")
-        .arg(args.listen.to_string())
-        .args(args.enable_sim.then_some("--enable-sim"))
+        .arg(listen.to_string())
+        .args(enable_sim.then_some("--enable-sim"))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -25,7 +25,8 @@ pub(super) async fn down(args: DownArgs, connection: &ConnectionArgs) -> Outcome
     if record.is_none() && has_sandboxes(directory) {
         output::note("The server is not there, but it may have left sandboxes: looking for them.");
         let anywhere: ListenAddress = "127.0.0.1:0".parse()?;
-        detached::start(directory, &anywhere)?;
+        // With every class, so that whatever there is can be ended.
+        detached::start(directory, &anywhere, true)?;
         record = live_record(directory)?;
     }
     let Some(record) = record else {

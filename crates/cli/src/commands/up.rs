@@ -19,7 +19,7 @@ const DEFAULT_LOG: &str = "info";
 /// Starts atoll.
 pub(super) fn up(args: &UpArgs, connection: &ConnectionArgs) -> Outcome {
     if args.detach {
-        let serving = detached::start(&connection.data_dir, args)?;
+        let serving = detached::start(&connection.data_dir, &args.listen, args.enable_sim)?;
         output::print(&format!(
             "atoll serves at {} (data directory {}, pid {})\n",
             serving.address,

@@ -87,6 +87,20 @@ fn doctor_says_what_this_machine_has_without_a_server() {
         serde_json::from_slice(&instance.atoll(["doctor", "-o", "json"]).stdout).unwrap();
     assert!(report["checks"].as_array().is_some_and(|checks| checks.len() > 5), "{report}");
     assert!(report["server"].is_null());
+    let helper = |check: &&serde_json::Value| check["name"] == "unpacking of images";
+    assert!(report["checks"].as_array().unwrap().iter().any(|check| helper(&check)), "{report}");
+}
+
+#[test]
+fn doctor_lists_only_classes_that_isolate() {
+    let instance = Instance::not_started();
+    let finished = instance.atoll(["doctor", "--classes"]);
+    let text = finished.text();
+    let classes: Vec<&str> = text.lines().collect();
+    let all = ["container", "gvisor"];
+    let there: Vec<&str> = all.into_iter().filter(|class| classes.contains(class)).collect();
+    assert_eq!(classes, there, "one a line, the weakest first, and no others");
+    assert_eq!(finished.code, Some(i32::from(classes.is_empty())));
 }
 
 #[test]

@@ -62,7 +62,8 @@ impl Instance {
     /// Starts the server (again).
     #[track_caller]
     pub fn up(&self) {
-        let mut command = atoll(["up", "--enable-sim", "--detach", "--listen", "127.0.0.1:0", "--data-dir"]);
+        let mut command =
+            atoll(["up", "--enable-sim", "--detach", "--listen", "127.0.0.1:0", "--data-dir"]);
         command.arg(self.data_dir());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let finished = finish(command, b"");

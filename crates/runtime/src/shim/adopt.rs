@@ -10,8 +10,8 @@ use atoll_sys::process::{self, ProcessIdentity, ProcessState};
 use atoll_wire::record::{ProcessId, ShimRecord};
 use atoll_wire::shim::{Launch, ShimReply, ShimRequest, ShimState};
 
-use crate::container_host::with_causes;
 use crate::{Adoption, EventReceiver, RuntimeError};
+use atoll_model::causes::with_causes;
 
 use super::connection::{ANSWER_WITHIN, ConnectError, ask};
 use super::directory::{Found, SandboxDirectory, ShimLock, is_uid};

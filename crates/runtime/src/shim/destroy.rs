@@ -14,7 +14,7 @@ use atoll_wire::shim::{EVENT_KIND, ShimEvent, ShimReply, ShimRequest};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::RuntimeError;
-use crate::container_host::with_causes;
+use atoll_model::causes::with_causes;
 
 use super::adopt::identity;
 use super::connection::ask;

@@ -117,7 +117,7 @@ impl Layout {
     /// Sets a directory aside, whole, with a note why.
     pub(super) fn set_aside(&self, uid: &str, reason: &str) -> Result<PathBuf, RuntimeError> {
         let from = self.sandbox(uid).path;
-        let to = self.quarantine().join(format!("{uid}-{}", crate::clock::unix_micros()));
+        let to = self.quarantine().join(format!("{uid}-{}", atoll_sys::clock::unix_micros()));
         fs::rename(&from, &to).map_err(io_error("set aside", &from))?;
         let note = to.join("quarantine-reason.txt");
         if let Err(error) = fs::write(&note, format!("{reason}\n")) {
@@ -129,7 +129,7 @@ impl Layout {
     /// Removes a directory so that nobody ever sees half of it.
     pub(super) fn remove(&self, uid: &str) -> Result<(), RuntimeError> {
         let from = self.sandbox(uid).path;
-        let to = self.trash().join(format!("{uid}-{}", crate::clock::monotonic_micros()));
+        let to = self.trash().join(format!("{uid}-{}", atoll_sys::clock::monotonic_micros()));
         match fs::rename(&from, &to) {
             Ok(()) => fs::remove_dir_all(&to).map_err(io_error("remove", &to)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),

@@ -11,7 +11,8 @@ use atoll_wire::shim::{Engine, GvisorPlacement};
 use sha2::{Digest, Sha256};
 
 use crate::RuntimeError;
-use crate::container_host::{self, with_causes};
+use crate::container_host;
+use atoll_model::causes::with_causes;
 
 use super::directory::{Found, Layout, io_error};
 use super::id_ranges::IdRanges;

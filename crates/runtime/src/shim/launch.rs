@@ -14,8 +14,8 @@ use atoll_wire::shim::{
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::clock::monotonic_micros;
 use crate::{EventReceiver, RuntimeError, Sandbox};
+use atoll_sys::clock::monotonic_micros;
 
 use super::connection::{FrameReader, FrameWriter, frames};
 use super::directory::{SandboxDirectory, ShimLock, is_uid};

@@ -27,11 +27,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use atoll_wire::shim::{Engine, GvisorPlacement, SandboxPlan};
 
-use crate::container_host::with_causes;
 use crate::gvisor_host::GvisorHost;
 use crate::{
     Adoption, ClassTraits, EventReceiver, LimitsScope, Runtime, RuntimeClass, RuntimeError, Sandbox,
 };
+use atoll_model::causes::with_causes;
 
 pub use host::{ShimHost, ShimHostConfig, instance_name};
 pub use pools::{DISK_SIZES, PoolSizes};

@@ -14,7 +14,7 @@ use atoll_sys::disk_image::{DiskError, TemplateImage, mount_image};
 use atoll_sys::network_namespace::{self, PreparedNetwork};
 
 use crate::RuntimeError;
-use crate::container_host::with_causes;
+use atoll_model::causes::with_causes;
 
 use super::directory::{Layout, io_error};
 

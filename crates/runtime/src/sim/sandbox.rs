@@ -12,8 +12,8 @@ use atoll_wire::shim::{ContainerPlan, ContainerState, SandboxPlan, ShimEvent, Sh
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::clock::{monotonic_micros, unix_micros};
 use crate::{EventReceiver, ProcessOutput, RuntimeError};
+use atoll_sys::clock::{monotonic_micros, unix_micros};
 
 use super::log::{self, LogFile};
 use super::output::{MainOutput, Output};

@@ -8,7 +8,7 @@ use atoll_wire::shim::ShimEvent;
 use crate::bench::{Bench, command};
 
 pub(crate) async fn lifecycle(bench: &mut Bench) {
-    let before = atoll_runtime::clock::monotonic_micros();
+    let before = atoll_sys::clock::monotonic_micros();
     let mut running = bench.start("echo up; sleep 1000").await;
     let marks: Vec<(&str, u64)> = running
         .seen

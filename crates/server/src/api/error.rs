@@ -1,5 +1,6 @@
 //! Every error of the API in one place: status, code, words, fields. Internal details go to the log, not to the client.
 
+use atoll_model::causes::with_causes;
 use atoll_model::validate::Problem;
 use atoll_runtime::RuntimeError;
 use atoll_wire::rest::strict::DocumentError;
@@ -173,7 +174,7 @@ impl From<ImageSourceError> for ApiError {
 }
 
 fn internal(error: &dyn std::error::Error) -> ApiError {
-    let text = crate::owner::chain(error);
+    let text = with_causes(error);
     tracing::error!(error = text, "a request failed inside");
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", text)
 }

@@ -2,7 +2,7 @@
 
 use atoll_model::timeline::{Phase, Timeline};
 use atoll_model::units::UnixMicros;
-use atoll_runtime::clock::monotonic_micros;
+use atoll_sys::clock::monotonic_micros;
 use atoll_wire::rest;
 
 /// Ends of phases on the monotonic clock, in microseconds.

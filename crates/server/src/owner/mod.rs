@@ -40,7 +40,6 @@ use crate::traces::Traces;
 pub(crate) use live::Live;
 pub(crate) use marks::Marks;
 pub(crate) use task::Begin;
-pub(crate) use work::chain;
 
 /// What all owners share.
 pub(crate) struct Context {

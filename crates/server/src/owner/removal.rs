@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use atoll_model::causes::with_causes;
 use atoll_model::state::{Cause, Event, Phase};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -55,7 +56,7 @@ impl Owner {
                 tokio::spawn(async move {
                     let stopped = live.sandbox.stop(grace_millis).await;
                     // Whoever asked may be gone.
-                    reply.send(stopped.map_err(|error| work::chain(&error))).ok();
+                    reply.send(stopped.map_err(|error| with_causes(&error))).ok();
                 });
                 return;
             }

@@ -402,7 +402,7 @@ impl Owner {
             }
             Outcome::Images(Err(cause)) => self.apply(Event::LaunchFailed(cause), Urgency::Now),
             Outcome::Launched(Ok((sandbox, events))) => {
-                let now = atoll_runtime::clock::monotonic_micros();
+                let now = atoll_sys::clock::monotonic_micros();
                 let prepared_at = sandbox.prepared_at_monotonic_micros().unwrap_or(now);
                 self.mark(timeline::Phase::Prepare, prepared_at);
                 self.follow(sandbox, events);

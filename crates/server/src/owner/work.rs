@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use atoll_model::causes::with_causes;
 use atoll_model::image_reference::ImageReference;
 use atoll_model::spec::{Container, PullPolicy, SandboxSpec};
 use atoll_model::state::Cause;
@@ -182,7 +183,7 @@ fn launch_cause(error: &RuntimeError) -> Cause {
         RuntimeError::Unsupported { .. } => "Unsupported",
         _ => "StartFailed",
     };
-    Cause { reason: reason.to_owned(), message: chain(error) }
+    Cause { reason: reason.to_owned(), message: with_causes(error) }
 }
 
 /// Finds a sandbox that an earlier server, or a shim that was lost, began.
@@ -190,7 +191,7 @@ pub(super) fn adopt(runtime: Arc<dyn Runtime>, uid: String) -> Work {
     Box::pin(async move {
         let adoption = tokio::time::timeout(ADOPTION_DEADLINE, runtime.adopt(&uid)).await;
         Outcome::Adopted(match adoption {
-            Ok(result) => result.map_err(|error| chain(&error)),
+            Ok(result) => result.map_err(|error| with_causes(&error)),
             Err(_) => {
                 Err(format!("its shim did not answer within {} s", ADOPTION_DEADLINE.as_secs()))
             }
@@ -204,11 +205,11 @@ pub(super) fn destroy(context: &Arc<Context>, subject: &Subject) -> Work {
     let (uid, class) = (subject.uid.to_string(), subject.class);
     Box::pin(async move {
         let destroyed = match context.runtimes.get(&class) {
-            Some(runtime) => runtime.destroy(&uid).await.map_err(|error| chain(&error)),
+            Some(runtime) => runtime.destroy(&uid).await.map_err(|error| with_causes(&error)),
             None => destroy_without_runtime(&context, &uid).await,
         };
         let released = match destroyed {
-            Ok(()) => context.images.release(&uid).await.map_err(|error| chain(&error)),
+            Ok(()) => context.images.release(&uid).await.map_err(|error| with_causes(&error)),
             Err(error) => Err(error),
         };
         Outcome::Destroyed(released)
@@ -218,7 +219,7 @@ pub(super) fn destroy(context: &Arc<Context>, subject: &Subject) -> Work {
 /// The class is not to be had any more: another one's runtime knows as well how to remove what lies on this host.
 async fn destroy_without_runtime(context: &Context, uid: &str) -> Result<(), String> {
     for runtime in context.runtimes.values() {
-        runtime.destroy(uid).await.map_err(|error| chain(&error))?;
+        runtime.destroy(uid).await.map_err(|error| with_causes(&error))?;
     }
     Ok(())
 }
@@ -268,16 +269,4 @@ pub(super) fn make_plan(
 ) -> Result<SandboxPlan, Cause> {
     plan::plan(subject.uid, &subject.name, spec, images)
         .map_err(|error| Cause { reason: "StartFailed".to_owned(), message: error.to_string() })
-}
-
-/// An error and what it came from.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use atoll_model::causes::with_causes;
 use atoll_sys::process::{self, Exit, ProcessIdentity, ProcessState, Wait};
 use atoll_wire::record::{ProcessId, ShimRecord};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::file_systems::{remove_directory, unmount_all};
 use super::sentry::Receiver;
-use super::{GvisorEngine, container_id, keeper_directory, told};
+use super::{GvisorEngine, container_id, keeper_directory};
 use crate::engine::{Begun, EndEvidence, EngineError};
 
 const SIGKILL: i32 = 9;
@@ -75,10 +76,10 @@ impl GvisorEngine {
         let group = self
             .cgroup_root()?
             .find(&self.plan.uid, None)
-            .map_err(|error| EngineError::new(what, told(&error)))?;
+            .map_err(|error| EngineError::new(what, with_causes(&error)))?;
         if group.exists() {
             let place = atoll_sys::placed_child::Place::new(&group, None)
-                .map_err(|error| EngineError::new(what, told(&error)))?;
+                .map_err(|error| EngineError::new(what, with_causes(&error)))?;
             self.place = Some(place);
         }
         self.group = Some(group);
@@ -143,9 +144,9 @@ impl GvisorEngine {
             None => self
                 .cgroup_root()?
                 .find(&self.plan.uid, None)
-                .map_err(|error| EngineError::new(what, told(&error)))?,
+                .map_err(|error| EngineError::new(what, with_causes(&error)))?,
         };
-        let removed = group.remove().map_err(|error| EngineError::new(what, told(&error)));
+        let removed = group.remove().map_err(|error| EngineError::new(what, with_causes(&error)));
         if removed.is_err() {
             self.group = Some(group);
         }

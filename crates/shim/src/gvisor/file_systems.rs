@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use atoll_model::causes::with_causes;
 use atoll_sys::mount::{self, Attributes};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::thread::UnshareFlags;
@@ -125,7 +126,7 @@ impl ContainerDirectory {
 pub(super) fn enter(hide_proc_sys_net: bool) -> Result<(), EngineError> {
     let what = "make a mount namespace for runsc";
     atoll_sys::clone::unshare(UnshareFlags::NEWNS)
-        .map_err(|error| EngineError::new(what, super::told(&error)))?;
+        .map_err(|error| EngineError::new(what, with_causes(&error)))?;
     mount::isolate_propagation(true).map_err(|errno| EngineError::new(what, errno))?;
     if !hide_proc_sys_net {
         return Ok(());

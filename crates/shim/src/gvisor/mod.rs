@@ -31,6 +31,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use atoll_model::causes::with_causes;
 use atoll_sys::cgroup::{Cgroup, CgroupLayout, CgroupRoot};
 use atoll_sys::placed_child::Place;
 use atoll_sys::process::{self, ProcessIdentity, ProcessState};
@@ -111,9 +112,9 @@ impl GvisorEngine {
     fn cgroup_root(&self) -> Result<CgroupRoot, EngineError> {
         let what = "open the control groups";
         let layout =
-            CgroupLayout::detect().map_err(|error| EngineError::new(what, told(&error)))?;
+            CgroupLayout::detect().map_err(|error| EngineError::new(what, with_causes(&error)))?;
         CgroupRoot::open(&layout, &self.cgroup_instance)
-            .map_err(|error| EngineError::new(what, told(&error)))
+            .map_err(|error| EngineError::new(what, with_causes(&error)))
     }
 
     fn container(&self, index: usize) -> Result<&ContainerPlan, EngineError> {
@@ -148,7 +149,7 @@ impl GvisorEngine {
             return Ok(connection.into());
         }
         let process = self.process.as_ref().map(ProcessIdentity::open).transpose();
-        match process.map_err(|error| EngineError::new(what, told(&error)))?.flatten() {
+        match process.map_err(|error| EngineError::new(what, with_causes(&error)))?.flatten() {
             Some(pidfd) => Ok(pidfd),
             None => Err(EngineError::new(what, "the Sentry is gone")),
         }
@@ -156,7 +157,7 @@ impl GvisorEngine {
 
     fn kill_sentry(&self) -> Result<(), EngineError> {
         let Some(process) = &self.process else { return Ok(()) };
-        let failed = |error| EngineError::new("kill the Sentry", told(&error));
+        let failed = |error| EngineError::new("kill the Sentry", with_causes(&error));
         if let Some(pidfd) = process.open().map_err(failed)? {
             process::send_signal(pidfd.as_fd(), rustix::process::Signal::KILL.as_raw())
                 .map_err(failed)?;
@@ -224,7 +225,9 @@ impl Engine for GvisorEngine {
         let Some(group) = &self.group else { return Ok(()) };
         let limits =
             atoll_sys::cgroup::Limits::default().with_cpu_millis(limits::cpu_millis(&self.plan));
-        group.set(&limits).map_err(|error| EngineError::new("set the CPU quota", told(&error)))
+        group
+            .set(&limits)
+            .map_err(|error| EngineError::new("set the CPU quota", with_causes(&error)))
     }
 
     fn evidence(&mut self, _container: usize) -> EndEvidence {
@@ -242,18 +245,6 @@ fn container_id(plan: &SandboxPlan, index: Option<usize>) -> String {
         None if plan.containers.len() > 1 => KEEPER.to_owned(),
         index => format!("c{}", index.unwrap_or(0)),
     }
-}
-
-/// An error with what it came from.
-fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// The directory of a container that is none of the plan's: its name cannot be a container's.

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use atoll_model::causes::with_causes;
 use atoll_sys::placed_child::Place;
 use atoll_sys::process::{self, ProcessIdentity};
 use atoll_wire::guest::{Boot, ProcessSpec};
@@ -15,22 +16,22 @@ use serde::Serialize;
 
 use super::bundle::{self, Paths, Role};
 use super::file_systems::{self, make_directory};
-use super::{GvisorEngine, KEEPER, container_id, keeper_directory, limits, told};
+use super::{GvisorEngine, KEEPER, container_id, keeper_directory, limits};
 use crate::engine::{Begun, EngineError, StandardStreams};
 
 impl GvisorEngine {
     /// Control group, mount namespace, and each container's file systems.
     pub(super) fn prepare_host(&mut self) -> Result<(), EngineError> {
-        let group = self
-            .cgroup_root()?
-            .create(&self.plan.uid, None)
-            .map_err(|error| EngineError::new("make the sandbox's control group", told(&error)))?;
+        let group = self.cgroup_root()?.create(&self.plan.uid, None).map_err(|error| {
+            EngineError::new("make the sandbox's control group", with_causes(&error))
+        })?;
         group
             .set(&limits::of_sandbox(&self.plan, self.plan.boost_millis == 0))
-            .map_err(|error| EngineError::new("limit the sandbox", told(&error)))?;
+            .map_err(|error| EngineError::new("limit the sandbox", with_causes(&error)))?;
         let network = self.resources.network_namespace.take();
-        let place = Place::new(&group, network)
-            .map_err(|error| EngineError::new("enter the sandbox's control group", told(&error)))?;
+        let place = Place::new(&group, network).map_err(|error| {
+            EngineError::new("enter the sandbox's control group", with_causes(&error))
+        })?;
         self.group = Some(group);
         self.place = Some(place);
         make_directory(&self.directory, 0o700)?;
@@ -116,7 +117,7 @@ impl GvisorEngine {
         if self.process.is_none() {
             let pid = read_pid(what, &pid_file)?;
             let identity = ProcessIdentity::of(pid)
-                .map_err(|error| EngineError::new(what, told(&error)))?
+                .map_err(|error| EngineError::new(what, with_causes(&error)))?
                 .ok_or_else(|| EngineError::new(what, "the Sentry is gone already"))?;
             self.process = Some(identity);
         }
@@ -137,8 +138,9 @@ impl GvisorEngine {
     /// What a container's guest is told.
     pub(super) fn boot_of(&self, index: usize) -> Result<Boot, EngineError> {
         let container = self.container(index)?;
-        let filter = atoll_sys::seccomp::container_filter()
-            .map_err(|error| EngineError::new("compile the system call filter", told(&error)))?;
+        let filter = atoll_sys::seccomp::container_filter().map_err(|error| {
+            EngineError::new("compile the system call filter", with_causes(&error))
+        })?;
         Ok(Boot {
             hostname: None,
             seccomp_filter_base64: STANDARD.encode(filter),
@@ -179,11 +181,11 @@ impl GvisorEngine {
         }
         let failed = |message: String| EngineError::new(&what, message);
         let init = ProcessIdentity::of(pid?)
-            .map_err(|error| failed(told(&error)))?
+            .map_err(|error| failed(with_causes(&error)))?
             .ok_or_else(|| failed("it is gone already".into()))?;
         let ended = init
             .open()
-            .map_err(|error| failed(told(&error)))?
+            .map_err(|error| failed(with_causes(&error)))?
             .ok_or_else(|| failed("it is gone already".into()))?;
         Ok(Begun { init, ended })
     }

@@ -12,7 +12,6 @@ use std::path::PathBuf;
 
 use atoll_wire::log::{LogRecord, LogStream, MAX_TEXT_BYTES};
 
-use crate::clock;
 use position::{Mark, Position, PositionFile};
 
 /// Most bytes that are collected before they are written.
@@ -36,6 +35,11 @@ impl Output {
             Self::Stderr => LogStream::Stderr,
         }
     }
+}
+
+/// The time of a record: RFC 3339 with nanoseconds, UTC.
+fn now() -> String {
+    format!("{:.9}", jiff::Timestamp::now())
 }
 
 /// Writes one container's log.
@@ -136,7 +140,7 @@ impl LogWriter {
         };
         self.batch_mark = self.at.mark;
         self.mark_gap();
-        let time = clock::log_time();
+        let time = now();
         let text_most = MAX_TEXT_BYTES.min(
             usize::try_from(self.batch_most().saturating_sub(RECORD_OVERHEAD_BYTES)).unwrap_or(0),
         );
@@ -200,7 +204,7 @@ impl LogWriter {
         if self.unmarked_bytes > 0 && self.file.is_some() {
             let text = format!("{} bytes of output are missing here", self.unmarked_bytes);
             let record = LogRecord {
-                time: clock::log_time(),
+                time: now(),
                 stream: LogStream::Gap,
                 full: true,
                 text: text.into_bytes(),

@@ -6,12 +6,12 @@ use atoll_wire::shim::{ShimEvent, ShimReply};
 
 use super::Shim;
 use super::container::MAIN;
-use crate::clock;
 use crate::conversation::Role;
 use crate::directory::Durability;
 use crate::end_reason::Seen;
 use crate::log::Output;
 use crate::stream::{ConversationId, Purpose};
+use atoll_sys::clock;
 
 /// Most bytes of a list of processes in a reply, which must fit into a frame.
 const MAX_LIST_BYTES: usize = 60 * 1024;

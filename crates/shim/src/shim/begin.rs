@@ -17,13 +17,13 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::container::{Container, MAIN, process_id};
 use super::{LINGER, Phase, SCRATCH_BYTES, Shim};
-use crate::clock;
 use crate::conversation::{Conversation, Role};
 use crate::directory::{Directory, DirectoryError, Durability};
 use crate::engine::Engine;
 use crate::log::LogWriter;
 use crate::peer::Peer;
 use crate::spawner::{Given, MakeEngine};
+use atoll_sys::clock;
 
 /// Below almost everything, and above what must never be killed: with the shim goes the record of an exit.
 const OOM_SCORE: i16 = -900;

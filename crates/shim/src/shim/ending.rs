@@ -9,11 +9,11 @@ use atoll_wire::shim::ShimEvent;
 
 use super::container::{Container, LastWord, MAIN};
 use super::{DROPPED_EVENT_INTERVAL, Phase, Shim};
-use crate::clock;
 use crate::directory::Durability;
 use crate::end_reason::{Observation, Seen, decide};
 use crate::peer::Peer;
 use crate::stream::Purpose;
+use atoll_sys::clock;
 
 /// How soon what failed (a full disk, a busy mount) is tried again.
 const RETRY: Duration = Duration::from_secs(1);

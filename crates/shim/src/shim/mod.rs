@@ -21,13 +21,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
-use crate::clock;
 use crate::conversation::{Conversation, Role};
 use crate::directory::Directory;
 use crate::engine::Engine;
 use crate::peer::Part;
 use crate::spawner::{Given, MakeEngine};
 use crate::stream::ConversationId;
+use atoll_sys::clock;
 use container::Container;
 
 /// Most connections at a time. One process has 1024 descriptors by default; a server needs one and one per exec.

@@ -12,13 +12,13 @@ use atoll_wire::shim::Init;
 
 use super::Shim;
 use super::container::MAIN;
-use crate::clock;
 use crate::conversation::Role;
 use crate::directory::{DirectoryError, Durability};
 use crate::end_reason::Seen;
 use crate::log::Output;
 use crate::peer::Peer;
 use crate::stream::{Purpose, Stream};
+use atoll_sys::clock;
 
 /// How long the first state after a takeover waits for guests to answer.
 const STATE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use atoll_model::causes::with_causes;
 use atoll_runtime::container_host::{self, HostFinding};
 use atoll_runtime::{RuntimeClass, gvisor_host};
 
-use crate::commands::node;
 use super::{Check, Verdict};
+use crate::commands::node;
 use crate::output::human_bytes;
 
 /// Free space below which images of ordinary size do not fit. Guess.

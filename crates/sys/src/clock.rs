@@ -1,6 +1,15 @@
-//! The two clocks of a timeline: the monotonic one orders events between processes, the wall clock is for people.
+//! The two clocks of a timeline: the monotonic one orders events between processes and says how long something waits, the wall clock
+//! is for people.
+
+use std::time::Duration;
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
+
+/// CLOCK_MONOTONIC, which all processes of the machine share.
+#[must_use]
+pub fn monotonic() -> Duration {
+    Duration::from_micros(monotonic_micros())
+}
 
 /// CLOCK_MONOTONIC in microseconds: the same in every process of this boot, so that marks of server and shim compare.
 #[must_use]
