@@ -157,6 +157,68 @@ async fn an_attached_client_gets_all_output_from_the_first_byte() {
     );
 }
 
+async fn attach(
+    server: &TestServer,
+    id: &str,
+    request: Value,
+) -> (String, String, Vec<StreamMessage>) {
+    let mut socket = connect(server, &format!("/api/v1/sandboxes/{id}/attach")).await.unwrap();
+    text(&mut socket, request).await;
+    gather(&mut socket).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_attaches_after_the_end_still_gets_all_output_and_the_exit() {
+    let server = TestServer::start().await;
+    let kept = |id: &str, args: &[&str]| {
+        let mut body = manifest(id, args);
+        body["spec"]["containers"][0]["await_attach"] = json!(true);
+        body
+    };
+    for (id, args) in [
+        ("quick", &["sh", "-c", "echo first; echo second; exit 3"][..]),
+        ("absent", &["no-such-program"]),
+    ] {
+        let (status, _) = server.post("/api/v1/sandboxes", kept(id, args)).await;
+        assert_eq!(status, StatusCode::CREATED);
+        server.wait(id, "ended").await;
+    }
+    let check = async |server: &TestServer| {
+        let from_start = json!({"from_start": true});
+        let (out, _, messages) = attach(server, "quick", from_start.clone()).await;
+        assert_eq!((out.as_str(), messages), ("first\nsecond\n", vec![exited(3)]));
+        let (out, _, messages) = attach(server, "quick", json!({})).await;
+        assert_eq!((out.as_str(), messages), ("", vec![exited(3)]), "nothing comes from now on");
+        let (_, _, messages) = attach(server, "absent", from_start).await;
+        assert!(
+            matches!(&messages[..], [StreamMessage::StartFailed { code: 127, .. }]),
+            "{messages:?}"
+        );
+    };
+    check(&server).await;
+    // The same after the server that saw the end is gone.
+    let server = server.restart().await;
+    check(&server).await;
+    assert_eq!(server.sandbox("quick").await.status.phase, "Failed");
+    assert!(!server.events("quick").await.contains(&"Killed".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quick_commands_are_read_whole_whenever_their_clients_come() {
+    let server = TestServer::start().await;
+    let run = async |index: usize| {
+        let id = format!("quick-{index}");
+        let mut body = manifest(&id, &["echo", "ready"]);
+        body["spec"]["containers"][0]["await_attach"] = json!(true);
+        let (status, _) = server.post("/api/v1/sandboxes", body).await;
+        assert_eq!(status, StatusCode::CREATED);
+        attach(&server, &id, json!({"from_start": true})).await
+    };
+    for (out, _, messages) in futures::future::join_all((0..100).map(run)).await {
+        assert_eq!((out.as_str(), messages.last()), ("ready\n", Some(&exited(0))));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_are_the_output_also_after_the_end_and_a_restart() {
     let server = TestServer::start().await;

@@ -94,6 +94,48 @@ fn memory_beyond_the_limit_is_told_as_such() {
     });
 }
 
+#[test]
+fn output_of_a_command_that_ended_before_its_client_came_is_all_there() {
+    in_each_class("attach_after_the_end", |instance, class| {
+        let name = format!("quick-{class}");
+        let manifest = format!(
+            "kind: Sandbox\nid: {name}\nspec:\n  class: {class}\n  containers:\n    - name: main\n      image: {IMAGE}\n      await_attach: true\n      args: [sh, -c, 'echo out; echo err >&2; exit 7']\n"
+        );
+        let create =
+            instance.atoll_with_input(["create", "--wait", "-f", "-"], manifest.as_bytes());
+        assert!(create.code.is_some_and(|code| code <= 1), "{create:?}");
+        instance.atoll(["wait", &format!("sandbox/{name}"), "--for", "failed"]).succeeded();
+        for _ in 0..2 {
+            let attached = instance.atoll(["attach", &name]);
+            assert_eq!(attached.ended_with(7), "out\n");
+            assert_eq!(attached.stderr, "err\n");
+            // And once more after a restart, with the shim still there.
+            instance.kill_server();
+            instance.up();
+        }
+        let sandbox = instance.sandbox(&name).expect("its record stays");
+        assert_eq!(sandbox["status"]["phase"], "Failed", "{sandbox}");
+        instance.atoll(["delete", &format!("sandbox/{name}")]).succeeded();
+    });
+}
+
+#[test]
+fn many_quick_commands_at_a_time_all_end_well() {
+    // gVisor's starts take a hundred times as long: a few show as much.
+    in_each_class("many_quick_commands", |instance, class| {
+        let count = if class == "gvisor" { 8 } else { 50 };
+        let begin = |index: usize| {
+            let word = format!("ready-{index}");
+            (instance.begin(run(class, &[IMAGE, "--", "echo", &word])), word)
+        };
+        let runs: Vec<_> = (0..count).map(begin).collect();
+        for (run, word) in runs {
+            assert_eq!(run.finish().succeeded(), format!("{word}\n"));
+        }
+        instance.has_no_sandboxes();
+    });
+}
+
 fn keep(instance: &Instance, class: &str, name: &str, script: &str) {
     let manifest = format!(
         "kind: Sandbox\nid: {name}\nspec:\n  class: {class}\n  containers:\n    - name: main\n      image: {IMAGE}\n      args: [sh, -c, '{script}']\n"

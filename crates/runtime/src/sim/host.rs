@@ -87,13 +87,12 @@ impl SimHost {
 
     /// Shim and all processes are killed at once, without a record: adoption says `Gone`.
     pub fn lose_sandbox(&self, uid: &str, reason: &str) -> bool {
-        self.with(uid, SimSandbox::kill_unseen) && self.replace(uid, Entry::Gone(reason.to_owned()))
+        self.kill_as(uid, Entry::Gone(reason.to_owned()))
     }
 
     /// The sandbox's directory becomes unreadable, its processes are gone: adoption quarantines it.
     pub fn corrupt(&self, uid: &str, reason: &str) -> bool {
-        self.with(uid, SimSandbox::kill_unseen)
-            && self.replace(uid, Entry::Corrupt(reason.to_owned()))
+        self.kill_as(uid, Entry::Corrupt(reason.to_owned()))
     }
 
     /// A container ends for this reason: `OutOfMemory`, `GuestDied`, `PidsLimit`...
@@ -136,8 +135,19 @@ impl SimHost {
         }
     }
 
-    fn replace(&self, uid: &str, entry: Entry) -> bool {
-        self.state().sandboxes.insert(uid.to_owned(), entry).is_some()
+    /// What is known of it changes before anybody can see it end. False: nothing of it runs.
+    fn kill_as(&self, uid: &str, entry: Entry) -> bool {
+        let mut state = self.state();
+        let Some(known) = state.sandboxes.get_mut(uid) else { return false };
+        if !matches!(known, Entry::Known(_)) {
+            return false;
+        }
+        let before = std::mem::replace(known, entry);
+        drop(state);
+        if let Entry::Known(sandbox) = before {
+            sandbox.kill_unseen();
+        }
+        true
     }
 
     pub(super) fn latency(&self) -> SimLatency {

@@ -28,7 +28,7 @@ use host::Entry;
 pub use host::{SimHost, SimLatency, SimLaunchFault};
 use output::{CHANNEL_CHUNKS, Output};
 use program::{Control, Program};
-use sandbox::SimSandbox;
+use sandbox::{Found, SimSandbox};
 
 /// Class `sim` on a [`SimHost`].
 pub struct SimRuntime {
@@ -87,19 +87,25 @@ impl Runtime for SimRuntime {
     }
 
     async fn adopt(&self, uid: &str) -> Result<Adoption, RuntimeError> {
-        Ok(match self.host.find(uid) {
-            Some(Entry::Known(sandbox)) => match sandbox.adopt() {
-                Ok((state, events)) => Adoption::Running(Arc::new(Handle(sandbox)), state, events),
-                Err(end) => Adoption::Ended(end),
-            },
-            Some(Entry::Gone(reason)) => Adoption::Gone { reason },
-            Some(Entry::Corrupt(reason)) => {
-                self.host.remove(uid);
-                let directory = PathBuf::from("/sim/quarantine").join(uid);
-                Adoption::Quarantined { directory, reason }
-            }
-            None => Adoption::Gone { reason: "there is nothing of it on this host".into() },
-        })
+        loop {
+            return Ok(match self.host.find(uid) {
+                Some(Entry::Known(sandbox)) => match sandbox.adopt() {
+                    Found::Running(state, events) => {
+                        Adoption::Running(Arc::new(Handle(sandbox)), state, events)
+                    }
+                    Found::Over(end) => Adoption::Ended(end),
+                    // Killed since it was looked for: the host says by now what became of it.
+                    Found::Vanished => continue,
+                },
+                Some(Entry::Gone(reason)) => Adoption::Gone { reason },
+                Some(Entry::Corrupt(reason)) => {
+                    self.host.remove(uid);
+                    let directory = PathBuf::from("/sim/quarantine").join(uid);
+                    Adoption::Quarantined { directory, reason }
+                }
+                None => Adoption::Gone { reason: "there is nothing of it on this host".into() },
+            });
+        }
     }
 
     async fn inventory(&self) -> Result<Vec<String>, RuntimeError> {

@@ -45,6 +45,14 @@ struct State {
     files: HashMap<(usize, String), Bytes>,
 }
 
+/// What somebody finds who comes later.
+pub(super) enum Found {
+    Running(ShimState, EventReceiver),
+    Over(EndRecord),
+    /// It was killed unseen: its host knows what is said of it.
+    Vanished,
+}
+
 impl SimSandbox {
     pub(super) fn new(plan: SandboxPlan, log_directory: Option<PathBuf>) -> Self {
         let (mut mains, mut containers) = (Vec::new(), Vec::new());
@@ -84,17 +92,20 @@ impl SimSandbox {
     }
 
     /// A new shim takes over, or a new server comes: what was so far, and events from here on. The record, when it is over.
-    pub(super) fn adopt(&self) -> Result<(ShimState, EventReceiver), EndRecord> {
+    pub(super) fn adopt(&self) -> Found {
         let (sender, receiver) = self.event_channel();
         let mut state = self.state();
+        if state.vanished {
+            return Found::Vanished;
+        }
         if let Some(end) = &state.end {
-            return Err(end.clone());
+            return Found::Over(end.clone());
         }
         state.adopted |= state.shim_lost;
         state.shim_lost = false;
         state.events = Some(sender);
         let snapshot = ShimState { containers: state.containers.clone(), adopted: state.adopted };
-        Ok((snapshot, receiver))
+        Found::Running(snapshot, receiver)
     }
 
     pub(super) fn end(&self) -> Option<EndRecord> {

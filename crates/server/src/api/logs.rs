@@ -21,6 +21,7 @@ use super::error::ApiError;
 use super::input::Params;
 use super::{App, wait};
 use crate::logs::{Changes, LogReader};
+use crate::owner::OwnerHandle;
 use crate::serve::until_true;
 
 /// Chunks under way to a client.
@@ -54,14 +55,7 @@ pub(super) async fn logs(
     let sandbox = app.sandbox(&id)?;
     let owner = app.owner(&sandbox)?;
     let container = app.container(&owner, params.container.as_deref())?;
-    let path = owner.live().and_then(|live| live.sandbox.log_path(&container));
-    let path = path.unwrap_or_else(|| {
-        app.context
-            .sandboxes_directory
-            .join(&sandbox.uid)
-            .join("logs")
-            .join(format!("{container}.log"))
-    });
+    let path = app.log_path(&owner, &sandbox, &container);
     let (sender, receiver) = mpsc::channel(CHANNEL_CHUNKS);
     let mut ending = app.ending();
     tokio::spawn(async move {
@@ -75,6 +69,22 @@ pub(super) async fn logs(
     });
     let body = Body::from_stream(ReceiverStream::new(receiver).map(Ok::<Bytes, Infallible>));
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
+}
+
+impl App {
+    /// Where a container's log lies, whether it runs or not.
+    pub(super) fn log_path(
+        &self,
+        owner: &OwnerHandle,
+        sandbox: &Sandbox,
+        container: &str,
+    ) -> PathBuf {
+        let told = owner.live().and_then(|live| live.sandbox.log_path(container));
+        told.unwrap_or_else(|| {
+            let directory = self.context.sandboxes_directory.join(&sandbox.uid);
+            directory.join("logs").join(format!("{container}.log"))
+        })
+    }
 }
 
 struct Job {

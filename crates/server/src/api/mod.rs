@@ -39,6 +39,7 @@
 //! again), 413 `too_large`, 422 `invalid` or `not_enforced` with `fields`, 429 `too_many`, 500 `internal`, 502 `image_pull`, 503 `unavailable` (its shim
 //! cannot be reached, or the server is ending).
 
+mod ended;
 mod error;
 mod files;
 mod guard;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_model::state::Phase;
-use atoll_runtime::{ProcessInput, ProcessOutput, ProcessStream};
+use atoll_runtime::{ProcessInput, ProcessOutput, ProcessStream, RuntimeError};
 use atoll_wire::guest::{ProcessSpec, SignalRequest, TerminalSize};
 use atoll_wire::rest::{
     AttachRequest, ExecRequest, Sandbox, Size, StreamChannel, StreamMessage, strict,
@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use super::error::ApiError;
-use super::{App, wait};
+use super::{App, ended, wait};
 use crate::owner::{Command, Live, OwnerHandle};
 
 /// A first message holds a command and its environment.
@@ -172,21 +172,7 @@ async fn begin_attach(
 ) -> Result<ProcessStream, ApiError> {
     let request: AttachRequest = first(source).await?;
     let container = app.container(owner, request.container.as_deref())?;
-    let mut live = owner.watch_live();
-    let over = |it: &Sandbox| {
-        Phase::from_name(&it.status.phase)
-            .is_none_or(|it| it.is_over() || it == Phase::Deleting || it == Phase::Unknown)
-    };
-    let live = tokio::select! {
-        biased;
-        found = live.wait_for(Option::is_some) => found.ok().and_then(|it| it.clone()),
-        _ = wait::follow(app, &sandbox.id, Some(&sandbox.uid), over) => None,
-    };
-    let live = match live {
-        Some(live) => live,
-        None => app.running(&sandbox.id)?.0,
-    };
-    let stream = live.sandbox.attach(&container, request.from_start).await?;
+    let stream = main_stream(app, sandbox, owner, &container, request.from_start).await?;
     if let Some(size) = request.size {
         // Lost only with the process.
         stream
@@ -196,6 +182,66 @@ async fn begin_attach(
             .ok();
     }
     Ok(stream)
+}
+
+/// The main process's stream: of its shim while that has it, of what was recorded afterwards.
+async fn main_stream(
+    app: &App,
+    sandbox: &Sandbox,
+    owner: &OwnerHandle,
+    container: &str,
+    from_start: bool,
+) -> Result<ProcessStream, ApiError> {
+    let mut live = owner.watch_live();
+    let over = |it: &Sandbox| {
+        Phase::from_name(&it.status.phase)
+            .is_none_or(|it| it.is_over() || it == Phase::Deleting || it == Phase::Unknown)
+    };
+    let found = tokio::select! {
+        biased;
+        found = live.wait_for(Option::is_some) => found.ok().and_then(|it| it.clone()),
+        _ = wait::follow(app, &sandbox.id, Some(&sandbox.uid), over) => None,
+    };
+    let Some(live) = found else {
+        return stream_of_ended(app, sandbox, owner, container, from_start).await;
+    };
+    match live.sandbox.attach(container, from_start).await {
+        Ok(stream) => Ok(stream),
+        // Between the look and the request: what is being recorded says how.
+        Err(RuntimeError::Ended { .. }) => {
+            let ended = |it: &Sandbox| over(it) || ended::ended(it, container).is_some();
+            wait::follow(app, &sandbox.id, Some(&sandbox.uid), ended).await;
+            stream_of_ended(app, sandbox, owner, container, from_start).await
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn stream_of_ended(
+    app: &App,
+    sandbox: &Sandbox,
+    owner: &OwnerHandle,
+    container: &str,
+    from_start: bool,
+) -> Result<ProcessStream, ApiError> {
+    let now = app.sandbox(&sandbox.id)?;
+    let status = ended::ended(&now, container).filter(|_| now.uid == sandbox.uid);
+    let Some(status) = status.filter(|_| now.status.phase != Phase::Deleting.name()) else {
+        let (live, _) = app.running(&sandbox.id)?;
+        return Ok(live.sandbox.attach(container, from_start).await?);
+    };
+    let mut containers = owner.spec.containers.iter();
+    let kept = containers.any(|it| it.name.as_str() == container && it.await_attach);
+    if !from_start || !kept {
+        return Ok(ended::replay(status, None));
+    }
+    if status.log_dropped_bytes > 0
+        && let Some(live) = owner.unread()
+        && let Ok(stream) = live.sandbox.attach(container, true).await
+    {
+        return Ok(stream);
+    }
+    Ok(ended::replay(status, Some(app.log_path(owner, &now, container))))
 }
 
 /// Passes everything on in both directions until either side is done.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use atoll_model::recovery::{self, Found, Plan, Recorded};
-use atoll_model::state::{Cause, Event};
+use atoll_model::state::{Cause, ContainerPhase, ContainerState, Event};
 use atoll_runtime::Adoption;
 use atoll_wire::record::EndRecord;
 
@@ -17,6 +17,10 @@ impl Owner {
         let found = match adopted {
             Ok(Adoption::Running(sandbox, state, events)) => {
                 let containers = status::seen(&state);
+                if let Some(recorded) = all_ended(&containers) {
+                    // Its shim stays a while for clients who have not read everything.
+                    return self.carry_out(Found::Ended(recorded));
+                }
                 if recovery::plan(self.state.phase, Found::Running(containers.clone()))
                     == Plan::Follow
                 {
@@ -86,6 +90,16 @@ impl Owner {
         };
         self.apply(left_over, Urgency::Now);
     }
+}
+
+/// The ends of containers, when all have ended.
+fn all_ended(containers: &[ContainerState]) -> Option<Recorded> {
+    let end = |it: &ContainerState| match &it.phase {
+        ContainerPhase::Ended(end) => Some((it.name.clone(), end.clone(), it.log_dropped_bytes)),
+        _ => None,
+    };
+    let containers: Vec<_> = containers.iter().map(end).collect::<Option<_>>()?;
+    (!containers.is_empty()).then_some(Recorded { containers, launch_failure: None })
 }
 
 fn recorded(record: &EndRecord) -> Recorded {

@@ -82,6 +82,7 @@ pub(crate) enum Command {
 pub(crate) struct OwnerHandle {
     commands: mpsc::Sender<Command>,
     live: watch::Receiver<Option<Arc<Live>>>,
+    unread: watch::Receiver<Option<Arc<Live>>>,
     pub(crate) spec: Arc<SandboxSpec>,
 }
 
@@ -105,6 +106,11 @@ impl OwnerHandle {
     /// What runs, if it does at the moment.
     pub(crate) fn live(&self) -> Option<Arc<Live>> {
         self.live.borrow().clone()
+    }
+
+    /// A sandbox that has ended and whose shim may still keep output that its log has not.
+    pub(crate) fn unread(&self) -> Option<Arc<Live>> {
+        self.unread.borrow().clone()
     }
 
     /// Follows what runs.
@@ -137,9 +143,11 @@ pub(crate) fn begin(context: &Arc<Context>, subject: Subject, begin: Begin) {
     // Commands are few: an API call each, and they are taken at once.
     let (commands, receiver) = mpsc::channel(256);
     let (live_sender, live) = watch::channel(None);
-    let handle = OwnerHandle { commands, live, spec: Arc::clone(&subject.spec) };
+    let (unread_sender, unread) = watch::channel(None);
+    let handle = OwnerHandle { commands, live, unread, spec: Arc::clone(&subject.spec) };
     context.owners.insert(subject.uid.to_string(), handle);
-    let owner = task::Owner::new(Arc::clone(context), subject, receiver, live_sender);
+    let handles = (live_sender, unread_sender);
+    let owner = task::Owner::new(Arc::clone(context), subject, receiver, handles);
     context.tasks.spawn(owner.run(begin));
 }
 

@@ -33,7 +33,7 @@ impl Owner {
                 self.apply(Event::LogDropped { container, bytes: dropped_bytes }, Urgency::Soon);
             }
             Some(ShimEvent::Ended) => {
-                self.let_go();
+                self.let_go_of_ended();
                 // Only should the shim have told of fewer exits than there were containers.
                 let message = "its shim ended without telling of every container".to_owned();
                 self.apply(Event::Lost(Cause { reason: "Lost".to_owned(), message }), Urgency::Now);

@@ -53,6 +53,7 @@ pub(super) struct Owner {
     pub(super) persist: Persist,
     commands: mpsc::Receiver<Command>,
     pub(super) live: watch::Sender<Option<Arc<Live>>>,
+    unread: watch::Sender<Option<Arc<Live>>>,
     pub(super) work: Option<Work>,
     pub(super) destroying: Option<Destroying>,
     pub(super) events: Option<EventReceiver>,
@@ -76,7 +77,7 @@ impl Owner {
         context: Arc<Context>,
         subject: Subject,
         commands: mpsc::Receiver<Command>,
-        live: watch::Sender<Option<Arc<Live>>>,
+        (live, unread): (watch::Sender<Option<Arc<Live>>>, watch::Sender<Option<Arc<Live>>>),
     ) -> Self {
         let state = status::read(&subject.spec, &subject.record.status);
         let expire_at = subject.record.status.expire_at.as_deref().and_then(crate::time::parse);
@@ -88,6 +89,7 @@ impl Owner {
             persist: Persist::new(),
             commands,
             live,
+            unread,
             work: None,
             destroying: None,
             events: None,
@@ -174,14 +176,18 @@ impl Owner {
     /// What is known now goes to disk before the server ends; what is not is found out again by the next one.
     async fn flush(&mut self) {
         let deadline = Instant::now() + FLUSH_DEADLINE;
-        if self.amended {
-            self.persist.note(Urgency::Now);
-        }
-        while !self.persist.is_settled() {
+        loop {
+            if self.persist.is_settled() {
+                if !std::mem::take(&mut self.amended) {
+                    return;
+                }
+                self.persist.note(Urgency::Now);
+            }
             self.persist.hurry();
             self.write_if_due();
-            if tokio::time::timeout_at(deadline, self.persist.done()).await.is_err() {
-                return;
+            match tokio::time::timeout_at(deadline, self.persist.done()).await {
+                Ok(written) => self.take_written(written),
+                Err(_) => return,
             }
         }
     }
@@ -331,6 +337,20 @@ impl Owner {
     pub(super) fn let_go(&mut self) {
         self.events = None;
         self.live.send_replace(None);
+    }
+
+    /// Its shim has ended it. Where the log could not hold all that was kept for a client, the shim is asked once more by who comes.
+    pub(super) fn let_go_of_ended(&mut self) {
+        let mut specs = self.subject.spec.containers.iter();
+        let is_short = |spec: &atoll_model::spec::Container| {
+            let mut containers = self.state.containers.iter();
+            spec.await_attach
+                && containers.any(|it| it.name == spec.name.as_str() && it.log_dropped_bytes > 0)
+        };
+        if specs.any(is_short) {
+            self.unread.send_replace(self.live.borrow().clone());
+        }
+        self.let_go();
     }
 
     /// Images are needed no longer.

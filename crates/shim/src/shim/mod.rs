@@ -34,7 +34,7 @@ use container::Container;
 const MAX_CONVERSATIONS: usize = 512;
 /// Bytes that are read at a time: a whole FIFO's worth.
 const SCRATCH_BYTES: usize = 64 * 1024;
-/// How long clients have to take what they are owed after the end.
+/// How long output that nobody came for is kept after the end, and answers that nobody takes.
 const LINGER: Duration = Duration::from_secs(15);
 /// How long connections wait when they cannot be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -126,6 +126,11 @@ impl Shim {
         match self.phase {
             Phase::Running => false,
             Phase::Over { until } => {
+                let mut waiting = self.conversations.values().filter(|one| one.waiting_bytes() > 0);
+                // Who takes output may be slow (a pager, a full pipe): it ends when it hangs up, not at a moment of ours.
+                if waiting.any(|one| matches!(one.role, Role::Stream { .. })) {
+                    return false;
+                }
                 let owed = self.containers.iter().any(Container::holds_output)
                     || self.conversations.values().any(|one| one.waiting_bytes() > 0);
                 !owed || clock::monotonic() >= until
@@ -177,8 +182,9 @@ impl Shim {
 
     fn next_deadline(&self) -> Option<Duration> {
         let over = match self.phase {
-            Phase::Over { until } => Some(until),
-            Phase::Running => None,
+            // One that has passed is waited for no longer, only who still takes output.
+            Phase::Over { until } if until > clock::monotonic() => Some(until),
+            Phase::Over { .. } | Phase::Running => None,
         };
         [
             over,

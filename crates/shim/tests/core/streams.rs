@@ -96,6 +96,24 @@ fn a_command_that_ended_before_its_client_came_is_still_read_to_its_end() {
 }
 
 #[test]
+fn a_client_that_reads_long_after_the_end_loses_nothing() {
+    let spawner = Spawner::start();
+    // As much as may be under way: more than a socket holds, so that the rest waits in the shim.
+    let bytes = atoll_wire::guest::INITIAL_WINDOW_BYTES;
+    let mut plan = container("main", &format!("head -c {bytes} /dev/zero; exit 3"));
+    plan.await_attach = true;
+    let sandbox = Sandbox::new(vec![plan]);
+    let mut client = spawner.request(&sandbox.directory, false);
+    client.until_started();
+    let mut late = attach(&sandbox, true);
+    client.until_ended();
+    // Longer than what nobody takes is kept.
+    std::thread::sleep(std::time::Duration::from_secs(16));
+    let finished = late.finish();
+    assert_eq!((finished.stdout.len(), finished.code()), (bytes as usize, Some(3)));
+}
+
+#[test]
 fn several_attach_and_type_and_a_close_detaches() {
     let spawner = Spawner::start();
     let sandbox = Sandbox::of_script("while read line; do echo \"got $line\"; done; exit 9");

@@ -52,7 +52,8 @@ pub struct AttachRequest {
     /// The first container when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
-    /// All output from the beginning, where the spec says `await_attach`.
+    /// All output from the beginning, where the spec says `await_attach` and nobody else has taken it; also of a container that has
+    /// ended, as long as its log has dropped nothing.
     #[serde(default)]
     pub from_start: bool,
     /// Standard input will come.
