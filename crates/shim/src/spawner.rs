@@ -33,6 +33,8 @@ pub fn run(make_engine: MakeEngine) -> std::io::Result<()> {
     let socket = take_inherited(SPAWNER_SOCKET)?;
     let alone = SingleThread::verify()?;
     set_ended_children(EndedChildren::Vanish)?;
+    // Inherited by all shims and what they start: what crashes in a sandbox is not for the host's root to parse.
+    atoll_sys::process::forbid_core_dumps().map_err(std::io::Error::other)?;
     // A shim that ends quickly must not wait for its server to look: nobody asks how shims end.
     let mut packet = vec![0; MAX_SPAWN_PACKET_BYTES];
     loop {

@@ -16,3 +16,5 @@ mod hostile_images;
 mod life;
 #[path = "container/limits.rs"]
 mod limits;
+#[path = "container/neighbours.rs"]
+mod neighbours;

@@ -277,6 +277,26 @@ pub fn forbid_inspection() -> Result<(), ProcessError> {
         .map_err(ProcessError::call("forbid inspection of this process"))
 }
 
+/// Sees to it that no crash of this process, or of what it starts, starts the host's handler of core dumps, which runs as the host's root
+/// and parses what the crashed process was. For a handler a limit of 0 means nothing, a limit of 1 means: not at all; and a file has no
+/// room for a dump in one byte. SOURCE: fs/coredump.c of the kernel; core(5) tells the half of it.
+///
+/// # Errors
+/// The hard limit is 0 already, this process may not raise it, and the host has a handler.
+pub fn forbid_core_dumps() -> Result<(), ProcessError> {
+    let one = Rlimit { current: Some(1), maximum: Some(1) };
+    let refused = match setrlimit(Resource::Core, one) {
+        Ok(()) => return Ok(()),
+        Err(errno) => errno,
+    };
+    let pattern = fs::read("/proc/sys/kernel/core_pattern").unwrap_or_else(|_| b"|".to_vec());
+    let has_handler = pattern.first().is_some_and(|first| matches!(first, b'|' | b'@'));
+    if getrlimit(Resource::Core).maximum == Some(0) && !has_handler {
+        return Ok(());
+    }
+    Err(ProcessError::call("limit core dumps")(refused))
+}
+
 /// Tells the kernel whom to kill first when the host runs out of memory: -1000 (never) to 1000 (first). Best effort: says
 /// whether it worked (lowering needs CAP_SYS_RESOURCE).
 #[must_use]

@@ -50,7 +50,9 @@ pub struct SharedNamespaces {
 }
 
 impl SharedNamespaces {
-    /// Makes them, with that hostname. `first_host_id`: the host's id of the sandbox's root.
+    /// Makes them, with that hostname. `first_host_id`: the host's id of the sandbox's root, who also owns the user namespace: what the
+    /// kernel counts by user (inotify instances, namespaces) is counted against the sandbox and never against the host's root, whose
+    /// share one sandbox could use up otherwise.
     ///
     /// # Errors
     /// [`NamespaceError`]; nothing is left.
@@ -63,14 +65,16 @@ impl SharedNamespaces {
             |errno: Errno| NamespaceError::Clone(CloneError::Refused { source: errno.into() });
         let (reader, writer) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(pipe)?;
-        let child = clone::start(kinds, None, || {
-            let set = rustix::system::sethostname(hostname.as_bytes());
-            // Its own end, or the parent would never be missed.
-            // SAFETY: this copy of the process never uses its copy of `writer` again.
-            unsafe { libc::close(std::os::fd::AsRawFd::as_raw_fd(&writer)) };
-            // Stays until the parent has opened the namespaces and closed the pipe.
-            let _ = rustix::io::read(&reader, &mut [0_u8; 1]);
-            set.map_or_else(Errno::raw_os_error, |()| 0)
+        let child = as_owner(first_host_id, || {
+            clone::start(kinds, None, || {
+                let set = rustix::system::sethostname(hostname.as_bytes());
+                // Its own end, or the parent would never be missed.
+                // SAFETY: this copy of the process never uses its copy of `writer` again.
+                unsafe { libc::close(std::os::fd::AsRawFd::as_raw_fd(&writer)) };
+                // Stays until the parent has opened the namespaces and closed the pipe.
+                let _ = rustix::io::read(&reader, &mut [0_u8; 1]);
+                set.map_or_else(Errno::raw_os_error, |()| 0)
+            })
         })?;
         let opened = Self::open(&child, first_host_id);
         drop(writer);
@@ -100,6 +104,24 @@ impl SharedNamespaces {
             uts: open("uts")?,
         })
     }
+}
+
+/// Runs `make` with that effective user: the owner of the user namespaces that it makes.
+fn as_owner(
+    owner: Option<u32>,
+    make: impl FnOnce() -> Result<Child, CloneError>,
+) -> Result<Child, CloneError> {
+    let Some(owner) = owner else { return make() };
+    let (real, own) = (rustix::process::getuid(), rustix::process::geteuid());
+    let become_user = |user| {
+        // The saved id is the way back.
+        rustix::thread::set_thread_res_uid(real, user, own)
+            .map_err(|errno| CloneError::Refused { source: errno.into() })
+    };
+    become_user(rustix::process::Uid::from_raw(owner))?;
+    let made = make();
+    become_user(own)?;
+    made
 }
 
 #[cfg(test)]

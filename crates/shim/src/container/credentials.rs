@@ -33,12 +33,15 @@ pub(super) fn take_streams(streams: &StandardStreams) -> Result<(), EngineError>
 
 /// Becomes root of the sandbox: of its user namespace where it has one.
 pub(super) fn become_root_of(user_namespace: Option<BorrowedFd<'_>>) -> Result<(), EngineError> {
+    atoll_sys::process::forbid_core_dumps().failed(|| "forbid core dumps")?;
+    // Real-time scheduling would take CPU time from the whole host; a server's own limits may allow it and are inherited.
+    for resource in [Resource::Rtprio, Resource::Nice] {
+        let none = Rlimit { current: Some(0), maximum: Some(0) };
+        rustix::process::setrlimit(resource, none).failed(|| "forbid higher priorities")?;
+    }
     if let Some(user_namespace) = user_namespace {
         clone::enter(user_namespace).failed(|| "enter the sandbox's user namespace")?;
     }
-    // A dump is written by the host's handler, outside every limit.
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    rustix::process::setrlimit(Resource::Core, none).failed(|| "forbid core dumps")?;
     become_user(&UserIds::default())
 }
 

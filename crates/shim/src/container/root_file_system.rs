@@ -29,14 +29,14 @@ pub(super) fn assemble(
     first_host_id: u32,
 ) -> Result<ImageRoot, EngineError> {
     let layers = mount::open_directory(Path::new(stage::LAYERS)).failed(|| "open the stage")?;
-    let mut root_mode = 0o755;
-    // The topmost comes first, and gives the root its mode.
+    let mut look = Look { mode: 0o755, user: first_host_id, group: first_host_id };
+    // The topmost comes first, and gives the root its owner and mode.
     for (number, layer) in plan.layers.iter().enumerate().rev() {
-        root_mode = place_layer(layer, number, layers.as_fd(), user_namespace)?;
+        look = place_layer(layer, number, layers.as_fd(), user_namespace)?;
     }
     mount::attach_at(disk, CWD, stage::DISK).failed(|| "mount the container's disk")?;
-    make_directory(disk, UPPER, root_mode, first_host_id)?;
-    make_directory(disk, WORK, 0o700, 0)?;
+    make_directory(disk, UPPER, look)?;
+    make_directory(disk, WORK, Look { mode: 0o700, user: 0, group: 0 })?;
     rustix::process::fchdir(&layers).failed(|| "enter the stage")?;
     let numbers: Vec<String> = (0..plan.layers.len()).map(|number| number.to_string()).collect();
     let options = format!(
@@ -53,13 +53,21 @@ pub(super) fn assemble(
     Ok(ImageRoot::new(root, first_host_id))
 }
 
-/// Gives the mode of the layer's root.
+/// Owner and mode of a directory, as the host sees them.
+#[derive(Clone, Copy)]
+struct Look {
+    mode: u32,
+    user: u32,
+    group: u32,
+}
+
+/// Gives the owner and mode of the layer's root, with the sandbox's ids.
 fn place_layer(
     layer: &Path,
     number: usize,
     layers: BorrowedFd<'_>,
     user_namespace: Option<BorrowedFd<'_>>,
-) -> Result<u32, EngineError> {
+) -> Result<Look, EngineError> {
     let copy = mount::copy_tree(CWD, layer, false)
         .failed(|| format!("open the layer {}", layer.display()))?;
     if let Some(user_namespace) = user_namespace {
@@ -67,24 +75,21 @@ fn place_layer(
             format!("map the ids of {} (its file system cannot, or is mapped)", layer.display())
         })?;
     }
-    let mode = rustix::fs::fstat(&copy)
-        .failed(|| format!("look at the layer {}", layer.display()))?
-        .st_mode;
+    let stat =
+        rustix::fs::fstat(&copy).failed(|| format!("look at the layer {}", layer.display()))?;
     mount::attach_at(copy.as_fd(), layers, &number.to_string())
         .failed(|| format!("place the layer {}", layer.display()))?;
-    Ok(mode & 0o7777)
+    Ok(Look { mode: stat.st_mode & 0o7777, user: stat.st_uid, group: stat.st_gid })
 }
 
-fn make_directory(
-    disk: BorrowedFd<'_>,
-    name: &str,
-    mode: u32,
-    owner: u32,
-) -> Result<(), EngineError> {
-    let made = match rustix::fs::mkdirat(disk, name, Mode::from_raw_mode(mode)) {
+fn make_directory(disk: BorrowedFd<'_>, name: &str, look: Look) -> Result<(), EngineError> {
+    let mode = Mode::from_raw_mode(look.mode);
+    let made = match rustix::fs::mkdirat(disk, name, mode) {
         Ok(()) => {
-            let (user, group) = (Uid::from_raw(owner), Gid::from_raw(owner));
+            let (user, group) = (Uid::from_raw(look.user), Gid::from_raw(look.group));
             rustix::fs::chownat(disk, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
+                // A new owner takes set-id bits off, and mkdir never sets them.
+                .and_then(|()| rustix::fs::chmodat(disk, name, mode, AtFlags::empty()))
         }
         Err(Errno::EXIST) => Ok(()),
         Err(errno) => Err(errno),
@@ -94,7 +99,8 @@ fn make_directory(
 
 /// A detached mount of the disk's directory for temporary files: /tmp of a read-only root.
 pub(super) fn temporary(disk: BorrowedFd<'_>, first_host_id: u32) -> Result<OwnedFd, EngineError> {
-    make_directory(disk, TEMPORARY, 0o1777, first_host_id)?;
+    let look = Look { mode: 0o1777, user: first_host_id, group: first_host_id };
+    make_directory(disk, TEMPORARY, look)?;
     let attributes = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NODEV;
     mount::copy_tree(disk, Path::new(TEMPORARY), false)
         .and_then(|copy| {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use atoll_model::causes::with_causes;
 use atoll_sys::mount::{self, Attributes};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::thread::UnshareFlags;
 
 use crate::engine::EngineError;
@@ -91,17 +91,20 @@ impl ContainerDirectory {
                 .map_err(|errno| failed("open the layer", path, errno))?;
             open.push(layer);
         }
+        if let Some(topmost) = open.first() {
+            look_like(&upper, topmost)?;
+        }
         let by_descriptor = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
         let names: Vec<String> = open.iter().map(by_descriptor).collect();
         let (lower, own) = names.split_at(layers.len());
         let (upper, work) = (own.first(), own.last());
         let options = format!(
-            "lowerdir={},upperdir={},workdir={},volatile",
+            "lowerdir={},upperdir={},workdir={},volatile,redirect_dir=nofollow,metacopy=off,index=off",
             lower.join(":"),
             upper.map_or("", String::as_str),
             work.map_or("", String::as_str)
         );
-        mount::mount_overlay(&root, &options, false)
+        mount::mount_overlay(&root, &options, true)
             .map_err(|errno| failed("mount an overlay of the image's layers at", &root, errno))
     }
 
@@ -117,6 +120,15 @@ impl ContainerDirectory {
         let Ok(entries) = rustix::fs::Dir::new(tmp) else { return false };
         entries.flatten().any(|entry| !matches!(entry.file_name().to_bytes(), b"." | b".."))
     }
+}
+
+/// Gives the root's writable directory owner and mode of the topmost layer's root, which is what the image says of `/`.
+fn look_like(upper: &Path, topmost: &OwnedFd) -> Result<(), EngineError> {
+    let stat = rustix::fs::fstat(topmost).map_err(|errno| failed("look at", upper, errno))?;
+    let (user, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    rustix::fs::chown(upper, Some(user), Some(group))
+        .and_then(|()| rustix::fs::chmod(upper, Mode::from_raw_mode(stat.st_mode & 0o7777)))
+        .map_err(|errno| failed("give the image's owner and mode to", upper, errno))
 }
 
 /// Enters the private mount namespace, and hides /proc/sys/net there where this runsc must not see it.

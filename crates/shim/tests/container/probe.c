@@ -7,29 +7,42 @@
 //   probe fds         prints every open descriptor but the one it reads them with
 //   probe rights PATH prints the effective ids and the errno of opening PATH (0: it worked)
 //   probe spin MS     uses so much CPU time in milliseconds
+//   probe watch N     opens up to N inotify instances; prints how many it got and the errno that stopped it, and stays
+//   probe crash       dumps core if it may; first tries to bring dumps back, and prints the limit
+//   probe priority    prints NAME=ERRNO for each way to more than one's share of the host's CPUs and memory
+//   probe ipc KEY     prints NAME=ERRNO of finding what `probe ipc-make KEY` has made in the same IPC namespace, which stays
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/keyctl.h>
+#include <mqueue.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
+#include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/reboot.h>
+#include <sys/resource.h>
+#include <sys/sem.h>
+#include <sys/shm.h>
+#include <sys/msg.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/time.h>
 #include <time.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 static void tell(const char *name, long answer) {
@@ -146,6 +159,69 @@ static void fds(void) {
             printf("fd %s\n", entry->d_name);
 }
 
+static void watch(long wanted) {
+    long got = 0;
+    errno = 0;
+    while (got < wanted && inotify_init1(0) >= 0)
+        got++;
+    printf("watched %ld errno %d\n", got, errno);
+    fflush(stdout);
+    pause();
+}
+
+static void crash(void) {
+    struct rlimit limit = {0, 0};
+    setrlimit(RLIMIT_CORE, &limit);
+    limit.rlim_cur = limit.rlim_max = RLIM_INFINITY;
+    setrlimit(RLIMIT_CORE, &limit);
+    getrlimit(RLIMIT_CORE, &limit);
+    printf("core %ld %ld\n", (long)limit.rlim_cur, (long)limit.rlim_max);
+    fflush(stdout);
+    prctl(PR_SET_DUMPABLE, 1);
+    // Not abort(): the first process of a container does not take that signal.
+    *(volatile int *)0 = 1;
+}
+
+static void priority(void) {
+    struct sched_param param = {.sched_priority = 1};
+    TRY("fifo", sched_setscheduler(0, SCHED_FIFO, &param));
+    TRY("round_robin", sched_setscheduler(0, SCHED_RR, &param));
+    struct {
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t nice;
+        uint32_t priority;
+        uint64_t runtime, deadline, period;
+    } deadline = {48, 6, 0, 0, 0, 1000000, 10000000, 10000000};
+    TRY("deadline", syscall(SYS_sched_setattr, 0, &deadline, 0));
+    TRY("nice", setpriority(PRIO_PROCESS, 0, -5));
+    TRY("io_real_time", syscall(SYS_ioprio_set, 1, 0, 1 << 13));
+    TRY("huge_pages", mmap(0, 2 << 20, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0));
+    TRY("huge_file", syscall(SYS_memfd_create, "x", 4));
+    TRY("huge_segment", shmget(IPC_PRIVATE, 2 << 20, IPC_CREAT | 04000 | 0600));
+    struct rlimit more = {1 << 20, 1 << 20};
+    TRY("limit", setrlimit(RLIMIT_RTPRIO, &more));
+}
+
+static void ipc(long key, int make) {
+    int flags = make ? IPC_CREAT | 0666 : 0;
+    char name[32];
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int length = offsetof(struct sockaddr_un, sun_path) + 1 +
+                 snprintf(address.sun_path + 1, 32, "atoll-probe-%ld", key);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    snprintf(name, sizeof name, "/atoll-probe-%ld", key);
+    TRY("segment", shmget(key, 4096, flags));
+    TRY("semaphore", semget(key, 1, flags));
+    TRY("messages", msgget(key, flags));
+    TRY("queue", mq_open(name, make ? O_CREAT | O_RDWR : O_RDWR, 0666, NULL));
+    if (make)
+        TRY("abstract", bind(fd, (void *)&address, length) || listen(fd, 1) ? -1 : 0), pause();
+    else
+        TRY("abstract", connect(fd, (void *)&address, length));
+}
+
 static void spin(long millis) {
     volatile uint64_t count = 0;
     while (clock() < millis * (CLOCKS_PER_SEC / 1000))
@@ -169,6 +245,14 @@ int main(int argc, char **argv) {
         printf("euid %d egid %d\n", geteuid(), getegid()), TRY("open", open(argc > 2 ? argv[2] : "/", O_RDONLY));
     else if (!strcmp(what, "spin"))
         spin(number);
+    else if (!strcmp(what, "watch"))
+        watch(number);
+    else if (!strcmp(what, "crash"))
+        crash();
+    else if (!strcmp(what, "priority"))
+        priority();
+    else if (!strncmp(what, "ipc", 3))
+        ipc(number, what[3] == '-');
     else
         return 2;
     return 0;

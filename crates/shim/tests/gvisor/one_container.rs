@@ -100,3 +100,41 @@ fn processes_enter_from_outside_beside_the_images_first_process() {
     drop(input);
     crate::harness::wait(&begun);
 }
+
+#[test]
+fn the_topmost_layer_describes_the_root_and_what_it_removes_is_gone() {
+    let Some(runsc) = runsc("the_topmost_layer_describes_the_root_and_what_it_removes_is_gone")
+    else {
+        return;
+    };
+    let mut sandbox = Sandbox::prepare(runsc, |layer| {
+        use rustix::fs::{CWD, FileType, Gid, Mode, Uid, XattrFlags};
+        let top = layer.with_file_name("top");
+        for directory in [layer.join("opaque"), top.join("opaque")] {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        std::fs::write(layer.join("opaque/hidden"), "").unwrap();
+        std::fs::write(top.join("opaque/shown"), "").unwrap();
+        std::fs::write(layer.join("gone"), "").unwrap();
+        rustix::fs::setxattr(
+            top.join("opaque"),
+            "trusted.overlay.opaque",
+            b"y",
+            XattrFlags::empty(),
+        )
+        .unwrap();
+        rustix::fs::mknodat(CWD, top.join("gone"), FileType::CharacterDevice, Mode::empty(), 0)
+            .unwrap();
+        rustix::fs::chown(&top, Some(Uid::from_raw(1000)), Some(Gid::from_raw(1001))).unwrap();
+        rustix::fs::chmod(&top, Mode::from_raw_mode(0o711)).unwrap();
+        let script =
+            "busybox stat -c '%a %u %g' /; busybox ls /opaque; busybox ls -d /gone || echo gone";
+        let mut one = container("main", layer, script);
+        one.layers.insert(0, top);
+        vec![one]
+    });
+    let (begun, _input) = sandbox.begin(0);
+    let (output, _) = sandbox.finish(&begun);
+    assert!(output.starts_with("711 1000 1001\nshown\n"), "{output}");
+    assert!(output.contains("gone\n") && !output.contains("hidden"), "{output}");
+}

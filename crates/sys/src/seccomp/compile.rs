@@ -179,7 +179,8 @@ fn all_of(conditions: &[Condition]) -> Vec<Instruction> {
 /// Goes on behind its own end when the condition holds, else jumps `failure` instructions further.
 fn test(condition: &Condition, failure: u32) -> Vec<Instruction> {
     // The low half of a 64-bit argument comes first: both architectures are little-endian.
-    let mut program = vec![plain(LOAD_WORD, OFFSET_ARGS + 8 * u32::from(condition.arg))];
+    let half = if condition.upper { 4 } else { 0 };
+    let mut program = vec![plain(LOAD_WORD, OFFSET_ARGS + 8 * u32::from(condition.arg) + half)];
     if let Some(mask) = condition.mask {
         program.push(plain(AND, mask.0));
     }

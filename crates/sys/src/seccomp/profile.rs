@@ -81,13 +81,16 @@ struct Conditional {
     otherwise: Refusal,
 }
 
-/// A condition on the low 32 bits of one argument. Only these: the arguments that profiles look at are 32 bits wide in the
-/// kernel, which ignores the upper half, and a filter that compared it could be passed by setting it.
+/// A condition on 32 bits of one argument: the low ones, because numbers and flags are 32 bits wide in the kernel, which ignores the
+/// upper half, and a filter that compared it could be passed by setting it. Pointers alone need a second condition on the upper half.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Condition {
     /// Which argument, 0 to 5.
     pub(super) arg: u8,
+    /// Looks at the upper 32 bits instead: for pointers.
+    #[serde(default)]
+    pub(super) upper: bool,
     /// Bits to look at; all when absent.
     #[serde(default)]
     pub(super) mask: Option<Hex>,
@@ -127,6 +130,12 @@ pub(super) enum Refusal {
     /// No such address family.
     #[serde(rename = "EAFNOSUPPORT")]
     NoSuchFamily,
+    /// No memory of that kind.
+    #[serde(rename = "ENOMEM")]
+    NoMemory,
+    /// No error: nothing is done, and the caller is told that it was. For settings that programs make and whose failure ends them.
+    #[serde(rename = "ignored")]
+    Ignored,
 }
 
 impl Refusal {
@@ -136,6 +145,8 @@ impl Refusal {
             Self::NotPermitted => libc::EPERM.cast_unsigned(),
             Self::NotImplemented => libc::ENOSYS.cast_unsigned(),
             Self::NoSuchFamily => libc::EAFNOSUPPORT.cast_unsigned(),
+            Self::NoMemory => libc::ENOMEM.cast_unsigned(),
+            Self::Ignored => 0,
         }
     }
 }

@@ -122,6 +122,27 @@ fn arguments_decide_about_sockets_namespaces_terminals_and_personalities() {
     };
     let family = errno(libc::EAFNOSUPPORT);
     let upper = 1_u64 << 32;
+    let no_memory = errno(libc::ENOMEM);
+    // Only reading RLIMIT_CORE; a pointer whose low half is zero is a pointer.
+    for (name, args, expected) in [
+        ("prlimit64", [0, 7, 0x1000], ALLOW),
+        ("prlimit64", [0, 4, 0], ALLOW),
+        ("prlimit64", [0, 4, 0x1000], errno(0)),
+        ("prlimit64", [0, 4 | upper, upper], errno(0)),
+        ("setrlimit", [4, 0x1000, 0], errno(0)),
+        ("setrlimit", [7, 0x1000, 0], ALLOW),
+        ("memfd_create", [0, 1, 0], ALLOW),
+        ("memfd_create", [0, 5, 0], no_memory),
+        ("shmget", [0, 4096, 0o1600], ALLOW),
+        ("shmget", [0, 4096, 0o5600], no_memory),
+    ] {
+        assert_eq!(ask(name, args), expected, "{name} {args:x?}");
+    }
+    let map = |flags| {
+        let number = Arch::NATIVE.number("mmap").unwrap();
+        run(filter, Arch::NATIVE.audit(), number, [0, 4096, 3, flags, u64::MAX, 0])
+    };
+    assert_eq!((map(0x22), map(0x40022), map(0x40022 | upper)), (ALLOW, no_memory, no_memory));
     for (args, expected) in [
         ([1, 1, 0], ALLOW),
         ([1 | upper, 1, 0], ALLOW),
@@ -207,6 +228,7 @@ fn the_kernel_refuses_each_denied_family() {
         (libc::SYS_socket, [40, 1, 0], libc::EAFNOSUPPORT),
         (libc::SYS_socket, [17, 3, 0], libc::EAFNOSUPPORT),
         (libc::SYS_socket, [16, 3, 15], libc::EAFNOSUPPORT),
+        (libc::SYS_prlimit64, [0, 4, 8], 0),
         (libc::SYS_ioctl, [bad, 0x5412, 0], libc::EPERM),
         (libc::SYS_ioctl, [bad, 0x5412 | 1 << 32, 0], libc::EPERM),
         (libc::SYS_ioctl, [bad, 0x5413, 0], libc::EBADF),
