@@ -36,7 +36,7 @@ impl Sandbox {
             "ociVersion": "1.0.2",
             "process": {
                 "user": {"uid": 0, "gid": 0},
-                "args": [env!("CARGO_BIN_EXE_atoll-guest")],
+                "args": ["/dev/guest"],
                 "env": [],
                 "cwd": "/",
                 "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
@@ -46,6 +46,8 @@ impl Sandbox {
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+                // The build may lie below /tmp, which is covered.
+                {"destination": "/dev/guest", "type": "bind", "source": env!("CARGO_BIN_EXE_atoll-guest"), "options": ["ro"]},
                 {"destination": "/dev/pts", "type": "devpts", "source": "devpts"},
                 {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
                 {"destination": "/sys", "type": "sysfs", "source": "sysfs"},
