@@ -93,13 +93,15 @@ pub enum EndReason {
     GuestDied,
     /// The isolating process broke.
     SentryDied,
+    /// The host could not keep what the sandbox was promised, a limit for example, and it was ended.
+    HostError,
     /// Nobody saw it.
     Unknown,
 }
 
 impl EndReason {
     /// All of them.
-    pub const ALL: [EndReason; 10] = [
+    pub const ALL: [EndReason; 11] = [
         EndReason::Completed,
         EndReason::Error,
         EndReason::OutOfMemory,
@@ -109,6 +111,7 @@ impl EndReason {
         EndReason::StartFailed,
         EndReason::GuestDied,
         EndReason::SentryDied,
+        EndReason::HostError,
         EndReason::Unknown,
     ];
 
@@ -125,6 +128,7 @@ impl EndReason {
             EndReason::StartFailed => "StartFailed",
             EndReason::GuestDied => "GuestDied",
             EndReason::SentryDied => "SentryDied",
+            EndReason::HostError => "HostError",
             EndReason::Unknown => "Unknown",
         }
     }
@@ -139,7 +143,7 @@ impl EndReason {
     /// (often the consequence of another's end) comes last.
     const fn weight(self) -> u8 {
         match self {
-            EndReason::HostPidsBackstop | EndReason::SentryDied => 6,
+            EndReason::HostPidsBackstop | EndReason::SentryDied | EndReason::HostError => 6,
             EndReason::OutOfMemory | EndReason::PidsLimit => 5,
             EndReason::StartFailed => 4,
             EndReason::GuestDied => 3,

@@ -5,17 +5,25 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::clock;
+
 /// Largest file that is read: a launch with its environments.
 const MAX_RECORD_BYTES: u64 = 16 * 1024 * 1024;
 /// Kept on disk from the start, so that the end can be written to a disk that has become full.
 const RESERVE_BYTES: u64 = 64 * 1024;
+/// How long a lock that somebody else has is waited for: a server that looks whether a shim lives takes it for microseconds, and must not
+/// keep a shim from beginning by that. Whoever really holds it does so for as long as its sandbox lives.
+const HELD_FOR_A_LOOK: Duration = Duration::from_millis(300);
+/// Between tries to take the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
 /// Stream numbers that are taken from the disk at a time.
 const STREAM_BLOCK: u32 = 1 << 16;
 
@@ -88,11 +96,31 @@ impl Directory {
             .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(&lock_path)
             .map_err(DirectoryError::io("open", &lock_path))?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path: path.into(), lock, next_stream: 0, streams_end: 0 }),
-            Err(rustix::io::Errno::AGAIN) => Err(DirectoryError::Held { path: path.into() }),
-            Err(errno) => Err(DirectoryError::io("lock", &lock_path)(errno.into())),
+        let give_up_at = clock::monotonic() + HELD_FOR_A_LOOK;
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::AGAIN) if clock::monotonic() < give_up_at => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(rustix::io::Errno::AGAIN) => {
+                    return Err(DirectoryError::Held { path: path.into() });
+                }
+                Err(errno) => return Err(DirectoryError::io("lock", &lock_path)(errno.into())),
+            }
         }
+        // Who removes a sandbox holds the lock until its directory is gone.
+        let same = |there: &fs::Metadata, ours: &fs::Metadata| {
+            (there.dev(), there.ino()) == (ours.dev(), ours.ino())
+        };
+        match (fs::symlink_metadata(&lock_path), lock.metadata()) {
+            (Ok(there), Ok(ours)) if same(&there, &ours) => {}
+            (Err(error), _) | (_, Err(error)) => {
+                return Err(DirectoryError::io("find", &lock_path)(error));
+            }
+            _ => return Err(DirectoryError::Held { path: path.into() }),
+        }
+        Ok(Self { path: path.into(), lock, next_stream: 0, streams_end: 0 })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -283,6 +311,38 @@ mod tests {
         drop(first);
         let mut second = Directory::hold(temporary.path()).unwrap();
         assert_eq!(second.next_stream().unwrap(), 1 + 2 * STREAM_BLOCK);
+    }
+
+    #[test]
+    fn who_only_looks_keeps_no_shim_from_beginning() {
+        let temporary = tempfile::tempdir().unwrap();
+        let looking = Directory::hold(temporary.path()).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let place = temporary.path().to_owned();
+        let shim = std::thread::spawn(move || {
+            sender.send(()).unwrap();
+            Directory::hold(&place).map(drop).map_err(|error| error.to_string())
+        });
+        receiver.recv().unwrap();
+        std::thread::sleep(LOCK_PAUSE * 5);
+        drop(looking);
+        shim.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_was_removed_meanwhile_is_not_held() {
+        let temporary = tempfile::tempdir().unwrap();
+        let place = temporary.path().join("sandbox");
+        fs::create_dir(&place).unwrap();
+        let removing = Directory::hold(&place).unwrap();
+        let late = std::thread::spawn({
+            let place = place.clone();
+            move || Directory::hold(&place).map(drop).map_err(|error| error.to_string())
+        });
+        std::thread::sleep(LOCK_PAUSE * 5);
+        fs::rename(&place, temporary.path().join("trash")).unwrap();
+        drop(removing);
+        assert!(late.join().unwrap().is_err());
     }
 
     #[test]

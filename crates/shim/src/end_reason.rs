@@ -29,6 +29,8 @@ pub(crate) struct Observation {
     pub(crate) evidence: EndEvidence,
     /// A client asked for the end of the sandbox.
     pub(crate) stop_asked: bool,
+    /// Why this shim ended the sandbox by itself.
+    pub(crate) host_failure: Option<String>,
     /// Bit n: a client sent signal n + 1.
     pub(crate) signals_sent: u64,
 }
@@ -42,14 +44,17 @@ pub(crate) fn decide(
     let (code, signal, reason, message) = match &observation.seen {
         Seen::Command(exited) => {
             let (reason, message) = command_ended(exited, observation);
-            (exited.code, exited.signal, reason, message.into())
+            (exited.code, exited.signal, reason, message)
         }
         Seen::StartFailed(failure) => {
             (Some(failure.kind.exit_code()), None, ExitReason::StartFailed, failure.message.clone())
         }
         Seen::FirstProcessGone => {
             let (reason, message) = first_process_gone(observation);
-            let killed = matches!(reason, ExitReason::Stopped | ExitReason::OutOfMemory);
+            let killed = matches!(
+                reason,
+                ExitReason::Stopped | ExitReason::OutOfMemory | ExitReason::HostError
+            );
             (None, killed.then_some(SIGKILL), reason, message)
         }
         Seen::Nobody => (
@@ -69,10 +74,14 @@ pub(crate) fn decide(
     }
 }
 
-fn command_ended(exited: &Exited, observation: &Observation) -> (ExitReason, &'static str) {
+fn command_ended(exited: &Exited, observation: &Observation) -> (ExitReason, String) {
     let evidence = observation.evidence;
     let clean = exited.code == Some(0);
-    if exited.pids_limit {
+    // With a code it ended by itself, before it was killed.
+    if let Some(why) = observation.host_failure.as_ref().filter(|_| exited.code.is_none()) {
+        return (ExitReason::HostError, why.clone());
+    }
+    let (reason, message) = if exited.pids_limit {
         (ExitReason::PidsLimit, "it reached its limit of processes and was ended")
     } else if observation.stop_asked {
         (ExitReason::Stopped, "")
@@ -88,14 +97,17 @@ fn command_ended(exited: &Exited, observation: &Observation) -> (ExitReason, &'s
         (ExitReason::Stopped, "")
     } else {
         (ExitReason::Error, "")
-    }
+    };
+    (reason, message.into())
 }
 
 const BACKSTOP: &str = "the isolating process reached the host's backstop for its threads";
 
 fn first_process_gone(observation: &Observation) -> (ExitReason, String) {
     let evidence = observation.evidence;
-    if observation.stop_asked {
+    if let Some(why) = &observation.host_failure {
+        (ExitReason::HostError, why.clone())
+    } else if observation.stop_asked {
         (ExitReason::Stopped, String::new())
     } else if evidence.out_of_memory {
         (ExitReason::OutOfMemory, "it reached its memory limit".into())
@@ -182,7 +194,9 @@ mod tests {
             (Seen::Nobody, oom, true, term, R::Unknown, None, None),
         ];
         for (seen, evidence, stop_asked, signals_sent, reason, code, signal) in rows {
-            let observation = Observation { seen, evidence, stop_asked, signals_sent };
+            let host_failure = None;
+            let observation =
+                Observation { seen, evidence, stop_asked, host_failure, signals_sent };
             let decided = decide("main", &observation, 7);
             assert_eq!(
                 (decided.reason, decided.code, decided.signal),

@@ -104,6 +104,8 @@ pub enum ExitReason {
     GuestDied,
     /// The isolating process (Sentry) broke.
     SentryDied,
+    /// The host could not keep what the sandbox was promised, a limit for example, and it was ended.
+    HostError,
     /// Nobody saw it.
     Unknown,
 }

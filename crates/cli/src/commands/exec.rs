@@ -74,6 +74,9 @@ pub(super) fn explain(reason: Option<&str>) {
         }
         Some("GuestDied") => "atoll's first process in the container died, and the command with it",
         Some("SentryDied") => "the sandbox's kernel (gVisor) died, and the command with it",
+        Some("HostError") => {
+            "the host could not keep a limit in force, and the sandbox was ended: `atoll describe` says which"
+        }
         Some("Unknown") => "nobody saw how it ended: its exit code is not known",
         _ => return,
     };

@@ -15,7 +15,7 @@ use atoll_model::causes::with_causes;
 
 use super::connection::{ANSWER_WITHIN, ConnectError, ask};
 use super::directory::{Found, SandboxDirectory, ShimLock, is_uid};
-use super::launch::{begin_adoption, pump};
+use super::launch::{TakenOver, begin_adoption, pump};
 use super::sandbox::ShimSandbox;
 use super::{ShimHost, blocking, destroy};
 
@@ -142,15 +142,30 @@ async fn take_over(
     launch: &Launch,
 ) -> Result<Adoption, RuntimeError> {
     tracing::info!(uid, "the sandbox lost its shim and gets another");
-    if let Some((state, events)) = begin_adoption(host, directory, &launch.plan).await? {
-        return Ok(running(uid, directory, state, events));
-    }
+    let why = match begin_adoption(host, directory, &launch.plan).await? {
+        TakenOver::Running(state, events) => return Ok(running(uid, directory, state, events)),
+        TakenOver::Over => "the shim that took it over was lost too".to_owned(),
+        TakenOver::Refused(why) => {
+            // What the shim could not believe may have been damaged since it was read here.
+            for damaged in [damage(directory.launch()), damage(directory.shim_record())] {
+                if let Some(reason) = damaged {
+                    return quarantine(host, uid, reason).await;
+                }
+            }
+            why
+        }
+    };
+    // Another shim may have been there first.
     match find_shim(host, uid, directory).await? {
         Some(adoption) => Ok(adoption),
-        None => Err(RuntimeError::Unreachable {
-            uid: uid.to_owned(),
-            message: "the shim that took it over was lost too".into(),
-        }),
+        None => Err(RuntimeError::Unreachable { uid: uid.to_owned(), message: why }),
+    }
+}
+
+fn damage<T>(found: Found<T>) -> Option<String> {
+    match found {
+        Found::Damaged(reason) => Some(reason),
+        Found::Absent | Found::Unfinished | Found::Whole(_) => None,
     }
 }
 

@@ -16,6 +16,7 @@ use atoll_model::causes::with_causes;
 
 use super::directory::{Found, Layout, io_error};
 use super::id_ranges::IdRanges;
+use super::launches::Launches;
 use super::pools::{PoolSizes, Pools};
 use super::programs::Programs;
 use super::spawners::Spawners;
@@ -45,6 +46,7 @@ pub struct ShimHost {
     /// `None`: files cannot be id-mapped here.
     pub(super) ids: Option<IdRanges>,
     pub(super) cgroups: CgroupRoot,
+    pub(super) launches: Launches,
 }
 
 /// The name of a data directory's instance, unique on a host: what belongs to it carries this name.
@@ -87,7 +89,8 @@ impl ShimHost {
             &layout.spawner_log(),
         )?;
         let pools = Pools::start(&layout, config.pools)?;
-        let host = Self { layout, instance, programs, spawners, pools, ids, cgroups };
+        let launches = Launches::default();
+        let host = Self { layout, instance, programs, spawners, pools, ids, cgroups, launches };
         host.read_launches()?;
         Ok(Arc::new(host))
     }

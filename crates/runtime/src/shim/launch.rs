@@ -19,6 +19,7 @@ use atoll_sys::clock::monotonic_micros;
 
 use super::connection::{FrameReader, FrameWriter, frames};
 use super::directory::{SandboxDirectory, ShimLock, is_uid};
+use super::launches::UnderWay;
 use super::pools::PreparedDisk;
 use super::sandbox::ShimSandbox;
 use super::{Setup, ShimHost, blocking, destroy};
@@ -37,28 +38,55 @@ pub(super) async fn launch(
     plan: SandboxPlan,
 ) -> Result<(Arc<dyn Sandbox>, EventReceiver), RuntimeError> {
     check(&plan)?;
+    let exists =
+        || RuntimeError::Launch { message: format!("a sandbox {} exists already", plan.uid) };
+    // Known before there is anything of it, so that nobody takes the host for empty meanwhile.
+    let under_way = host.launches.begin(&plan.uid).ok_or_else(exists)?;
+    if host.layout.sandbox(&plan.uid).path.exists() {
+        return Err(exists());
+    }
     let (sender, receiver) = oneshot::channel();
-    tokio::spawn(async move {
-        let uid = plan.uid.clone();
-        let directory = host.layout.sandbox(&uid);
-        if directory.path.exists() {
-            let message = format!("a sandbox {uid} exists already");
-            drop(sender.send(Err(RuntimeError::Launch { message })));
-            return;
-        }
-        let begun = begin(&host, &setup, plan).await;
-        let failed = begun.is_err();
-        let unheard = sender.send(begun).is_err();
-        if (failed || unheard)
-            && let Err(error) = destroy::destroy(&host, &uid).await
-        {
-            tracing::warn!(uid, %error, "a sandbox that was not begun is not wholly removed");
-        }
-    });
-    match receiver.await {
+    let (taken, heard) = oneshot::channel();
+    tokio::spawn(carry_out(host, setup, plan, under_way, sender, heard));
+    let begun = match receiver.await {
         Ok(begun) => begun,
         Err(_) => Err(RuntimeError::Launch { message: "its launch broke off".into() }),
+    };
+    if begun.is_ok() && taken.send(()).is_err() {
+        return Err(RuntimeError::Launch { message: "its launch broke off".into() });
     }
+    begun
+}
+
+type Begun = (Arc<dyn Sandbox>, EventReceiver);
+
+/// Begins a sandbox for who waits at the other end of `sender` and answers `heard`. What nobody takes is removed again.
+async fn carry_out(
+    host: Arc<ShimHost>,
+    setup: Setup,
+    plan: SandboxPlan,
+    under_way: UnderWay,
+    mut sender: oneshot::Sender<Result<Begun, RuntimeError>>,
+    heard: oneshot::Receiver<()>,
+) {
+    let uid = plan.uid.clone();
+    let begun = {
+        let given_up = async {
+            tokio::select! {
+                () = under_way.given_up() => {}
+                () = sender.closed() => {}
+            }
+        };
+        begin(&host, &setup, plan, given_up).await
+    };
+    let failed = begun.is_err();
+    let unheard = sender.send(begun).is_err() || (!failed && heard.await.is_err());
+    if (failed || unheard)
+        && let Err(error) = destroy::destroy(&host, &uid).await
+    {
+        tracing::warn!(uid, %error, "a sandbox that was not begun is not wholly removed");
+    }
+    drop(under_way);
 }
 
 fn check(plan: &SandboxPlan) -> Result<(), RuntimeError> {
@@ -94,7 +122,9 @@ async fn begin(
     host: &Arc<ShimHost>,
     setup: &Setup,
     plan: SandboxPlan,
-) -> Result<(Arc<dyn Sandbox>, EventReceiver), RuntimeError> {
+    given_up: impl Future<Output = ()>,
+) -> Result<Begun, RuntimeError> {
+    let mut given_up = std::pin::pin!(given_up);
     let (uid, directory) = (plan.uid.clone(), host.layout.sandbox(&plan.uid));
     let containers: Vec<String> = plan.containers.iter().map(|it| it.name.clone()).collect();
     let prepared = prepare(host, setup, plan, &directory).await?;
@@ -108,7 +138,15 @@ async fn begin(
         }
         drop(theirs);
         let (mut reader, writer) = frames(stream);
-        match first_event(&mut reader).await {
+        // Only between steps: a step that was begun is waited for, so that it makes nothing after its sandbox was removed.
+        let first = tokio::select! {
+            biased;
+            () = &mut given_up => {
+                return Err(RuntimeError::Launch { message: "it was given up".into() });
+            }
+            first = first_event(&mut reader) => first,
+        };
+        match first {
             Ok(ShimEvent::LaunchFailed { message }) => {
                 return Err(RuntimeError::Launch { message });
             }
@@ -225,13 +263,22 @@ fn conversation() -> Result<(UnixStream, OwnedFd), RuntimeError> {
     Ok((UnixStream::from_std(ours).map_err(failed)?, theirs.into()))
 }
 
-/// Has a spawner fork a shim that takes over what an earlier shim left. Its state, once it has asked the guests, and the events after it;
-/// `None`: it is over, and recorded.
+/// What came of an attempt to take a sandbox over.
+pub(super) enum TakenOver {
+    /// The state, once the shim has asked the guests, and the events after it.
+    Running(ShimState, EventReceiver),
+    /// It is over, and recorded.
+    Over,
+    /// The shim could not take it over, left it as it is, and said why.
+    Refused(String),
+}
+
+/// Has a spawner fork a shim that takes over what an earlier shim left.
 pub(super) async fn begin_adoption(
     host: &ShimHost,
     directory: &SandboxDirectory,
     plan: &SandboxPlan,
-) -> Result<Option<(ShimState, EventReceiver)>, RuntimeError> {
+) -> Result<TakenOver, RuntimeError> {
     let request = spawn_request(directory, true, plan)?;
     let mut last = String::new();
     for _ in 0..ATTEMPTS {
@@ -241,8 +288,12 @@ pub(super) async fn begin_adoption(
         let (mut reader, writer) = frames(stream);
         let state = tokio::time::timeout(FIRST_WORD_WITHIN, first_state(&mut reader)).await;
         match state.unwrap_or_else(|_| Err(format!("it said nothing in {FIRST_WORD_WITHIN:?}"))) {
-            Ok(Some(state)) => return Ok(Some((state, pump(None, reader, writer)))),
-            Ok(None) => return Ok(None),
+            Ok(FirstWord::State(state)) => {
+                return Ok(TakenOver::Running(state, pump(None, reader, writer)));
+            }
+            Ok(FirstWord::Over) => return Ok(TakenOver::Over),
+            // Another attempt would find the same.
+            Ok(FirstWord::Refused(message)) => return Ok(TakenOver::Refused(message)),
             Err(message) => last = message,
         }
     }
@@ -250,8 +301,14 @@ pub(super) async fn begin_adoption(
     Err(RuntimeError::Unreachable { uid: plan.uid.clone(), message })
 }
 
-/// The state with which a shim that took over begins; `None`: the sandbox is over.
-async fn first_state(reader: &mut FrameReader) -> Result<Option<ShimState>, String> {
+/// What a shim that is to take over says first, but that it was spawned.
+enum FirstWord {
+    State(ShimState),
+    Over,
+    Refused(String),
+}
+
+async fn first_state(reader: &mut FrameReader) -> Result<FirstWord, String> {
     loop {
         let frame = reader.next().await.map_err(|error| error.to_string())?;
         let frame = frame.ok_or("it closed its first connection")?;
@@ -259,13 +316,14 @@ async fn first_state(reader: &mut FrameReader) -> Result<Option<ShimState>, Stri
             let reply =
                 serde_json::from_slice(&frame.payload).map_err(|error| error.to_string())?;
             match reply {
-                ShimReply::State(state) => return Ok(Some(state)),
+                ShimReply::State(state) => return Ok(FirstWord::State(state)),
+                ShimReply::Refused { message } => return Ok(FirstWord::Refused(message)),
                 _ => return Err("it began with an answer to nothing".into()),
             }
         }
         let event = serde_json::from_slice(&frame.payload).map_err(|error| error.to_string())?;
         if let ShimEvent::Ended | ShimEvent::LaunchFailed { .. } = event {
-            return Ok(None);
+            return Ok(FirstWord::Over);
         }
     }
 }

@@ -16,6 +16,7 @@ mod directory;
 mod host;
 mod id_ranges;
 mod launch;
+mod launches;
 mod pools;
 mod programs;
 mod sandbox;
@@ -109,7 +110,9 @@ impl Runtime for ShimRuntime {
     async fn inventory(&self) -> Result<Vec<String>, RuntimeError> {
         let (host, engine) = (Arc::clone(&self.host), self.setup.engine);
         blocking(move || {
-            let mut uids = host.layout.uids()?;
+            // First, as what is under way now may be on the host by the time that is looked at.
+            let mut uids = host.launches.uids();
+            uids.extend(host.layout.uids()?);
             uids.extend(
                 host.cgroups
                     .list()
@@ -124,10 +127,14 @@ impl Runtime for ShimRuntime {
     }
 
     async fn destroy(&self, uid: &str) -> Result<(), RuntimeError> {
+        self.host.launches.give_up(uid).await;
         destroy::destroy(&self.host, uid).await
     }
 
     async fn shutdown(&self) {
+        for uid in self.host.launches.uids() {
+            self.host.launches.give_up(&uid).await;
+        }
         let host = Arc::clone(&self.host);
         let stopped = blocking(move || {
             host.stop();

@@ -242,6 +242,16 @@ pub(crate) async fn launch_given_up(bench: &mut Bench) {
         assert!(Instant::now() < deadline, "given up, and still there: {unowned:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    // Who destroys what was given up need not wait for it: nothing of it comes afterwards.
+    for micros in [0, 100, 1000, 4000] {
+        let plan = bench.plan("sleep 1000");
+        let uid = plan.uid.clone();
+        let launch = bench.runtime.launch(plan);
+        drop(tokio::time::timeout(Duration::from_micros(micros), launch).await);
+        bench.runtime.destroy(&uid).await.unwrap();
+        let left = bench.runtime.inventory().await.unwrap();
+        assert!(left.is_empty(), "given up after {micros} µs, destroyed, and there: {left:?}");
+    }
 }
 
 pub(crate) async fn destroyed_at_any_time(bench: &mut Bench) {

@@ -151,6 +151,7 @@ pub(crate) fn end_of(exit: &record::ContainerExit) -> End {
             record::ExitReason::StartFailed => EndReason::StartFailed,
             record::ExitReason::GuestDied => EndReason::GuestDied,
             record::ExitReason::SentryDied => EndReason::SentryDied,
+            record::ExitReason::HostError => EndReason::HostError,
             record::ExitReason::Unknown => EndReason::Unknown,
         },
         message: exit.message.clone(),

@@ -68,6 +68,13 @@ pub(super) fn begin(request: &SpawnRequest, given: Given, make_engine: MakeEngin
     });
     let (launch, engine) = match read {
         Ok(read) => read,
+        // What runs may be healthy although nobody can say what it is.
+        Err(message) if request.adopt => {
+            if let Some(mut one) = first {
+                one.refuse(left_as_it_is(&message));
+            }
+            return None;
+        }
         Err(message) => {
             fail_unread(&directory, first.as_mut(), message);
             return None;
@@ -80,7 +87,7 @@ pub(super) fn begin(request: &SpawnRequest, given: Given, make_engine: MakeEngin
     shim.tell(&ShimEvent::Spawned { at_monotonic_micros: clock::monotonic_micros() });
     if request.adopt {
         if let Err(why) = shim.take_over() {
-            let why = format!("the sandbox cannot be taken over, and was left as it is: {why}");
+            let why = left_as_it_is(&why);
             shim.conversations.values_mut().for_each(|one| one.refuse(why.clone()));
             return None;
         }
@@ -88,6 +95,10 @@ pub(super) fn begin(request: &SpawnRequest, given: Given, make_engine: MakeEngin
         shim.fail_launch(message);
     }
     Some(shim)
+}
+
+fn left_as_it_is(why: &str) -> String {
+    format!("the sandbox cannot be taken over, and was left as it is: {why}")
 }
 
 fn read_launch(directory: &Directory) -> Result<Launch, String> {
@@ -208,6 +219,8 @@ impl Shim {
             state_told: false,
             accept_at: None,
             launch_failure: None,
+            end_boost_failures: 0,
+            host_failure: None,
         }
     }
 

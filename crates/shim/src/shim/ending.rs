@@ -56,6 +56,7 @@ impl Shim {
             seen,
             evidence,
             stop_asked: self.stop_asked,
+            host_failure: self.host_failure.clone(),
             signals_sent: container.signals_sent,
         };
         container.exit = Some(decide(&container.plan.name, &observation, clock::unix_micros()));

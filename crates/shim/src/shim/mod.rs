@@ -23,7 +23,7 @@ use rustix::net::{SocketFlags, accept_with};
 
 use crate::conversation::{Conversation, Role};
 use crate::directory::Directory;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineError};
 use crate::peer::Part;
 use crate::spawner::{Given, MakeEngine};
 use crate::stream::ConversationId;
@@ -34,6 +34,10 @@ use container::Container;
 const MAX_CONVERSATIONS: usize = 512;
 /// Bytes that are read at a time: a whole FIFO's worth.
 const SCRATCH_BYTES: usize = 64 * 1024;
+/// How often the CPU quota is tried to be put in force before the sandbox is ended instead.
+const END_BOOST_ATTEMPTS: u32 = 5;
+/// Between these.
+const END_BOOST_PAUSE: Duration = Duration::from_millis(500);
 /// How long output that nobody came for is kept after the end, and answers that nobody takes.
 const LINGER: Duration = Duration::from_secs(15);
 /// How long connections wait when they cannot be accepted.
@@ -81,6 +85,10 @@ struct Shim {
     accept_at: Option<Duration>,
     /// Why it could not be begun.
     launch_failure: Option<String>,
+    /// How often the CPU quota could not be put in force.
+    end_boost_failures: u32,
+    /// Why it was ended although nobody asked for that: what it was promised, or the host, could not be kept.
+    host_failure: Option<String>,
 }
 
 /// Something to wait for.
@@ -217,7 +225,8 @@ impl Shim {
         let now = clock::monotonic();
         let due = |deadline: &mut Option<Duration>| deadline.take_if(|at| *at <= now).is_some();
         if due(&mut self.end_boost_at) {
-            self.end_boost();
+            // Tried again, or told as the reason of the end.
+            let _ = self.end_boost();
         }
         if due(&mut self.kill_at) {
             self.kill_all();
@@ -326,12 +335,22 @@ impl Shim {
         }
     }
 
-    fn end_boost(&mut self) {
+    /// Puts the CPU quota in force. A quota that cannot be set would let one sandbox take more than its share: it is tried again for a
+    /// while, and what cannot be limited then does not run, and says so.
+    fn end_boost(&mut self) -> Result<(), EngineError> {
         self.end_boost_at = None;
-        // A quota that cannot be set back would let one sandbox take more than its share: what cannot be limited does not run.
-        if self.engine.end_boost().is_err() {
+        let Err(error) = self.engine.end_boost() else {
+            self.end_boost_failures = 0;
+            return Ok(());
+        };
+        self.end_boost_failures += 1;
+        if self.end_boost_failures < END_BOOST_ATTEMPTS {
+            self.end_boost_at = Some(clock::monotonic() + END_BOOST_PAUSE);
+        } else if !self.stop_asked {
+            self.host_failure = Some(format!("it could not be limited after its start: {error}"));
             self.kill_all();
         }
+        Err(error)
     }
 }
 

@@ -80,8 +80,11 @@ impl Shim {
                 }
             }
             ShimRequest::EndBoost => {
-                self.end_boost();
-                self.reply(id, &ShimReply::Ok);
+                let reply = match self.end_boost() {
+                    Ok(()) => ShimReply::Ok,
+                    Err(error) => refused(error.to_string()),
+                };
+                self.reply(id, &reply);
             }
         }
     }

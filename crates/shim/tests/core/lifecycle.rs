@@ -272,3 +272,36 @@ fn two_hundred_quick_exits_leave_no_process_and_no_descriptor() {
     }
     assert_eq!(descriptors(), before);
 }
+
+#[test]
+fn what_cannot_be_limited_after_its_start_is_ended_and_says_why() {
+    let spawner = Spawner::start();
+    let plans = vec![container("main", "sleep 1000")];
+    let sandbox = Sandbox::with(plans, |launch| launch.plan.boost_millis = 60_000);
+    // Where the engine puts a file, there is a directory: its quota fails, however often it is tried.
+    std::fs::create_dir(sandbox.path("boost-ended")).unwrap();
+    let mut client = spawner.request(&sandbox.directory, false);
+    client.until_started();
+    let refused = sandbox.connect().request(&ShimRequest::EndBoost);
+    assert!(matches!(refused, ShimReply::Refused { .. }), "who asks hears it: {refused:?}");
+    let events = client.until_ended();
+    let exit = &exits(&events)[0];
+    assert_eq!((exit.reason, exit.code), (ExitReason::HostError, None), "{exit:?}");
+    assert!(exit.message.contains("could not be limited"), "{exit:?}");
+    assert_eq!(sandbox.end().unwrap().containers, std::slice::from_ref(exit));
+}
+
+#[test]
+fn a_quota_that_can_be_set_on_a_later_attempt_harms_nobody() {
+    let spawner = Spawner::start();
+    let plans = vec![container("main", "sleep 1000")];
+    let sandbox = Sandbox::with(plans, |launch| launch.plan.boost_millis = 60_000);
+    let place = sandbox.path("boost-ended");
+    std::fs::create_dir(&place).unwrap();
+    spawner.request(&sandbox.directory, false).until_started();
+    let refused = sandbox.connect().request(&ShimRequest::EndBoost);
+    assert!(matches!(refused, ShimReply::Refused { .. }), "{refused:?}");
+    std::fs::remove_dir(&place).unwrap();
+    wait_until("it is tried again", || place.is_file());
+    assert_eq!(exec(&sandbox, "main", "echo works").text(), "works\n");
+}

@@ -140,7 +140,7 @@ pub struct ContainerStatus {
     /// Signal that ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// `Completed`, `Error`, `OutOfMemory`, `PidsLimit`, `HostPidsBackstop`, `Stopped`, `StartFailed`, `GuestDied`, `SentryDied`, `Unknown`.
+    /// `Completed`, `Error`, `OutOfMemory`, `PidsLimit`, `HostPidsBackstop`, `Stopped`, `StartFailed`, `GuestDied`, `SentryDied`, `HostError`, `Unknown`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// More about it.
