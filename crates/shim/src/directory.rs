@@ -9,11 +9,11 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use atoll_sys::clock;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::clock;
 
 /// Largest file that is read: a launch with its environments.
 const MAX_RECORD_BYTES: u64 = 16 * 1024 * 1024;

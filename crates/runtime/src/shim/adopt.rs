@@ -147,10 +147,9 @@ async fn take_over(
         TakenOver::Over => "the shim that took it over was lost too".to_owned(),
         TakenOver::Refused(why) => {
             // What the shim could not believe may have been damaged since it was read here.
-            for damaged in [damage(directory.launch()), damage(directory.shim_record())] {
-                if let Some(reason) = damaged {
-                    return quarantine(host, uid, reason).await;
-                }
+            let damaged = damage(directory.launch()).or_else(|| damage(directory.shim_record()));
+            if let Some(reason) = damaged {
+                return quarantine(host, uid, reason).await;
             }
             why
         }
