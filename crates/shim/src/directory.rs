@@ -14,7 +14,6 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-
 /// Largest file that is read: a launch with its environments.
 const MAX_RECORD_BYTES: u64 = 16 * 1024 * 1024;
 /// Kept on disk from the start, so that the end can be written to a disk that has become full.
