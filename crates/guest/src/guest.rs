@@ -15,8 +15,8 @@ use rustix::process::WaitOptions;
 use crate::channel::{Channel, diagnose};
 use crate::launch::{self, bad_request};
 use crate::output::Leftovers;
-use crate::processes;
-use crate::shield;
+use crate::processes::{self, KernelUse};
+use crate::shield::{self, Shield};
 use crate::stream::{MAIN_STREAM, Stream};
 use crate::transfer::{self, Direction};
 
@@ -32,7 +32,7 @@ const KILL: i32 = 9;
 /// What [`Boot`] has set.
 #[derive(Debug)]
 struct Booted {
-    filter: Filter,
+    shield: Shield,
     /// Where the guest itself has to count.
     pids_limit: Option<u64>,
 }
@@ -40,6 +40,7 @@ struct Booted {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Guest {
+    kernel_use: KernelUse,
     channel: Channel,
     poll: PollSet,
     streams: Vec<Stream>,
@@ -59,12 +60,13 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// A guest that nobody has spoken to.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(kernel_use: KernelUse) -> Self {
         let open_files = atoll_sys::process::open_files_limit();
         if !atoll_sys::process::raise_open_files_limit(DESCRIPTORS) {
             diagnose("cannot raise the limit of open files");
         }
         Self {
+            kernel_use,
             channel: Channel::default(),
             poll: PollSet::new(),
             streams: Vec::new(),
@@ -219,7 +221,7 @@ impl Guest {
         if self.booted.is_some() {
             return diagnose("a second Boot was passed over");
         }
-        match prepare_boot(boot) {
+        match prepare_boot(boot, self.kernel_use) {
             Ok(booted) => self.booted = Some(booted),
             Err(reason) => self.channel.send(MAIN_STREAM, GuestMessage::Refused(reason)),
         }
@@ -231,7 +233,7 @@ impl Guest {
             return diagnose(&format!("stream {number} is in use already"));
         }
         let launched = match self.admit() {
-            Ok(booted) => launch::launch(&spec, &booted.filter, self.open_files),
+            Ok(booted) => launch::launch(&spec, &booted.shield, self.open_files),
             Err(failure) => Err(failure),
         };
         match launched {
@@ -248,11 +250,12 @@ impl Guest {
             return diagnose(&format!("stream {number} is in use already"));
         }
         let capabilities = self.capabilities.unwrap_or(0);
-        let begun = self
-            .admit()
-            .and_then(|booted| launch::identity(&request.user, capabilities, true, &booted.filter))
-            .map_err(|failure| failure.message)
-            .and_then(|identity| transfer::begin(direction, request, &identity));
+        let begun = self.admit().map_err(|failure| failure.message).and_then(|booted| {
+            let shield = &booted.shield;
+            let identity = launch::identity(&request.user, capabilities, true, &shield.filter)
+                .map_err(|failure| failure.message)?;
+            transfer::begin(direction, request, &identity, shield)
+        });
         match begun {
             Ok(transfer) => self.streams.push(Stream::of_transfer(number, transfer)),
             Err(error) => {
@@ -305,7 +308,7 @@ impl Guest {
         }
         self.next_count = Instant::now() + COUNT_INTERVAL;
         let limit = self.booted.as_ref().and_then(|booted| booted.pids_limit).unwrap_or(u64::MAX);
-        if processes::count_threads(limit) <= limit {
+        if processes::count_threads(self.kernel_use, limit) <= limit {
             return;
         }
         self.over_pids_limit = true;
@@ -315,7 +318,7 @@ impl Guest {
     }
 }
 
-fn prepare_boot(boot: &Boot) -> Result<Booted, String> {
+fn prepare_boot(boot: &Boot, kernel_use: KernelUse) -> Result<Booted, String> {
     let filter = if boot.seccomp_filter_base64.is_empty() {
         None
     } else {
@@ -325,14 +328,11 @@ fn prepare_boot(boot: &Boot) -> Result<Booted, String> {
         let filter = Filter::from_bytes(&bytes);
         Some(filter.ok_or("the system call filter is no array of sock_filter")?)
     };
-    let shield = shield::raise(boot.pids_limit, filter.as_ref())?;
+    let shield = shield::raise(kernel_use, boot.pids_limit, filter.as_ref())?;
     if let Some(hostname) = &boot.hostname {
         set_hostname(hostname)?;
     }
-    Ok(Booted {
-        filter: shield.filter,
-        pids_limit: boot.pids_limit.filter(|_| !shield.limits_processes),
-    })
+    Ok(Booted { pids_limit: boot.pids_limit.filter(|_| !shield.limits_processes), shield })
 }
 
 /// Sets the hostname; one that is in force already needs no right to set it.

@@ -4,7 +4,7 @@
 //! Never trusts that a host has checked: what makes no sense is a `BadRequest`.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -18,6 +18,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::input::Input;
 use crate::output::Output;
+use crate::shield::Shield;
 use crate::terminal::Terminal;
 
 /// Where programs are looked for when the environment has no PATH.
@@ -40,16 +41,16 @@ pub(crate) struct Launched {
     pub(crate) terminal: Option<Rc<OwnedFd>>,
 }
 
-/// Starts what the spec says, under that filter. `open_files` is the limit of what has none in its spec.
+/// Starts what the spec says, behind that shield. `open_files` is the limit of what has none in its spec.
 ///
 /// # Errors
 /// The failure to send.
 pub(crate) fn launch(
     spec: &ProcessSpec,
-    filter: &Filter,
+    shield: &Shield,
     open_files: (u64, u64),
 ) -> Result<Launched, StartFailure> {
-    let program = program(spec, filter, open_files)?;
+    let program = program(spec, &shield.filter, open_files)?;
     if spec.make_working_directory {
         make_directory(&spec.working_directory)?;
     }
@@ -58,7 +59,7 @@ pub(crate) fn launch(
         let terminal = Terminal::open(size, user)
             .map_err(|errno| other(format!("cannot open a terminal: {errno}")))?;
         let peer = terminal.peer.as_fd();
-        let starting = workload::start(&program, [peer, peer, peer]).map_err(not_forked)?;
+        let starting = start(program, [peer, peer, peer], shield)?;
         let master = Rc::new(terminal.master);
         return Ok(Launched {
             starting,
@@ -77,7 +78,7 @@ pub(crate) fn launch(
     let stdout = Pipe::for_output(user).map_err(no_pipe)?;
     let stderr = Pipe::for_output(user).map_err(no_pipe)?;
     let standard = [stdin.as_fd(), stdout.process_end.as_fd(), stderr.process_end.as_fd()];
-    let starting = workload::start(&program, standard).map_err(not_forked)?;
+    let starting = start(program, standard, shield)?;
     Ok(Launched {
         starting,
         input,
@@ -85,6 +86,16 @@ pub(crate) fn launch(
         stderr: Output::new(GuestKind::Stderr, Some(Rc::new(stderr.own_end)), false),
         terminal: None,
     })
+}
+
+fn start(
+    program: Program,
+    standard: [BorrowedFd<'_>; 3],
+    shield: &Shield,
+) -> Result<Starting, StartFailure> {
+    let prepared = workload::prepare(program, standard).map_err(not_forked)?;
+    let forked = shield.fork(|| prepared.start(shield.memory()));
+    forked.map_err(ForkError::from).and_then(|forked| forked).map_err(not_forked)
 }
 
 /// A pipe between the guest and a process. Only the guest's end does not wait.

@@ -7,7 +7,7 @@
 //! INVARIANT: the workload cannot use or impersonate the channel. The guest is not dumpable, so its descriptors and memory are closed
 //! to everyone without CAP_SYS_PTRACE over its user namespace, root inside included; every descriptor is closed at exec and the
 //! workload gets fresh pipes; every signal that can be blocked is, and the kernel keeps the rest from a first process. Where the kernel
-//! does not keep descriptors closed (gVisor), a [`relay`] stands between.
+//! does not keep descriptors closed (gVisor), a [`shield`] is raised.
 //!
 //! Capabilities that the guest itself uses: SETUID, SETGID, SETPCAP (to become the user with less), KILL (signals across users), CHOWN
 //! (a user's own pipes and terminal), DAC_OVERRIDE (making a working directory), SYS_ADMIN (hostname, over its own user
@@ -20,7 +20,6 @@ mod input;
 mod launch;
 mod output;
 mod processes;
-mod relay;
 mod shield;
 mod stream;
 mod terminal;
@@ -29,12 +28,12 @@ mod transfer;
 use std::process::ExitCode;
 
 use atoll_wire::guest::GUEST_FAILURE_EXIT_CODE;
+use processes::KernelUse;
 
 fn main() -> ExitCode {
-    let side = prepare().and_then(|()| relay::take_sides(std::env::args().skip(1)));
-    let code = match side {
-        Ok(relay::Side::Guest) => guest::Guest::new().run(),
-        Ok(relay::Side::Relay { code }) => code,
+    let begun = prepare().and_then(|()| KernelUse::from_arguments(std::env::args().skip(1)));
+    let code = match begun {
+        Ok(kernel_use) => guest::Guest::new(kernel_use).run(),
         Err(error) => {
             channel::diagnose(&format!("cannot begin: {error}"));
             GUEST_FAILURE_EXIT_CODE

@@ -9,8 +9,6 @@ use atoll_wire::frame::MAX_PAYLOAD_BYTES;
 use atoll_wire::guest::ProcessInfo;
 use rustix::io::Errno;
 
-use crate::relay;
-
 /// Most bytes of a command line that are shown.
 const MAX_COMMAND_BYTES: u64 = 256;
 /// Bytes of a list's JSON beside its entries, generously.
@@ -31,12 +29,48 @@ pub(crate) fn list() -> Vec<ProcessInfo> {
     list
 }
 
+/// Who has the kernel in which the guest runs, as far as it was told by its argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KernelUse {
+    /// Nothing was said: the machine's.
+    Unknown,
+    /// This container alone has a kernel of its own.
+    Alone,
+    /// The containers of this sandbox have one together.
+    Shared,
+}
+
+impl KernelUse {
+    /// Reads the guest's arguments.
+    ///
+    /// # Errors
+    /// For other arguments than none, `alone` or `shared`: then nothing may run.
+    pub(crate) fn from_arguments(
+        mut arguments: impl Iterator<Item = String>,
+    ) -> std::io::Result<Self> {
+        match (arguments.next().as_deref(), arguments.next()) {
+            (None, _) => Ok(Self::Unknown),
+            (Some("alone"), None) => Ok(Self::Alone),
+            (Some("shared"), None) => Ok(Self::Shared),
+            (other, _) => Err(std::io::Error::other(format!("{other:?} is no argument"))),
+        }
+    }
+
+    /// Threads of the kernel beside the guest, those of other containers included; `None` where they are not the sandbox's alone. One
+    /// system call, which a guest gets through even when it must share a CPU with a thousand processes: reading /proc would take seconds
+    /// then.
+    fn threads(self) -> Option<u64> {
+        (self != Self::Unknown)
+            .then(|| u64::from(rustix::system::sysinfo().procs).saturating_sub(1))
+    }
+}
+
 /// Threads of all processes but the guest; stops to count above `enough`.
-pub(crate) fn count_threads(enough: u64) -> u64 {
-    if let Some(kernel) = relay::kernel_threads()
-        && (kernel.only_ours || kernel.count <= enough)
+pub(crate) fn count_threads(kernel_use: KernelUse, enough: u64) -> u64 {
+    if let Some(threads) = kernel_use.threads()
+        && (kernel_use == KernelUse::Alone || threads <= enough)
     {
-        return kernel.count;
+        return threads;
     }
     let mut threads: u64 = 0;
     for pid in pids() {
@@ -56,8 +90,6 @@ pub(crate) fn count_threads(enough: u64) -> u64 {
 pub(crate) fn signal_everyone(signal: i32) -> Result<(), Errno> {
     let answer = if rustix::process::getpid() == rustix::process::Pid::INIT {
         atoll_sys::signals::signal_everyone(signal)
-    } else if relay::is_between() {
-        atoll_sys::signals::signal_everyone_below_first(signal)
     } else {
         // In a shared pid namespace: everyone is who descends from the guest.
         descendants().into_iter().try_for_each(|pid| {
@@ -77,16 +109,14 @@ fn own_pid() -> i32 {
     rustix::process::getpid().as_raw_nonzero().get()
 }
 
-/// All process numbers that /proc shows, but the guest's and its relay's.
+/// All process numbers that /proc shows, but the guest's.
 fn pids() -> impl Iterator<Item = i32> {
     let own = own_pid();
-    let relay =
-        if relay::is_between() { rustix::process::Pid::INIT.as_raw_nonzero().get() } else { own };
     fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(move |pid| *pid != own && *pid != relay)
+        .filter(move |pid| *pid != own)
 }
 
 fn descendants() -> Vec<i32> {
@@ -196,8 +226,20 @@ mod tests {
     }
 
     #[test]
+    fn only_known_arguments_are_taken() {
+        let read = |arguments: &[&str]| {
+            KernelUse::from_arguments(arguments.iter().map(ToString::to_string)).ok()
+        };
+        assert_eq!(read(&[]), Some(KernelUse::Unknown));
+        assert_eq!(read(&["alone"]), Some(KernelUse::Alone));
+        assert_eq!(read(&["shared"]), Some(KernelUse::Shared));
+        assert_eq!(read(&["other"]), None);
+        assert_eq!(read(&["alone", "shared"]), None);
+    }
+
+    #[test]
     fn counting_stops_when_there_are_enough() {
-        assert!(count_threads(0) >= 1);
+        assert!(count_threads(KernelUse::Unknown, 0) >= 1);
         assert!(!list().iter().any(|process| process.pid == own_pid()));
     }
 }

@@ -7,13 +7,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use atoll_sys::workload::{self, Identity};
-use atoll_wire::guest::{Exited, GuestKind, TransferRequest, UserIds};
+use atoll_wire::guest::{Exited, GuestKind, TransferRequest};
 use rustix::io::Errno;
 
 use crate::archive;
 use crate::input::Input;
 use crate::launch::{Pipe, null};
 use crate::output::Output;
+use crate::shield::Shield;
 
 /// What a helper may use of memory: a header that claims a name of gigabytes ends the helper, not the sandbox.
 const HELPER_ADDRESS_SPACE_BYTES: u64 = 128 * 1024 * 1024;
@@ -68,20 +69,22 @@ pub(crate) fn begin(
     direction: Direction,
     request: &TransferRequest,
     identity: &Identity,
+    shield: &Shield,
 ) -> Result<Transfer, String> {
     if !request.path.starts_with('/') || request.path.contains('\0') {
         return Err(format!("{:?} is no absolute path", request.path));
     }
-    prepare(direction, &request.path, &request.user, identity)
+    prepare(direction, request, identity, shield)
         .map_err(|errno| format!("cannot begin a copy: {errno}"))
 }
 
 fn prepare(
     direction: Direction,
-    path: &str,
-    user: &UserIds,
+    request: &TransferRequest,
     identity: &Identity,
+    shield: &Shield,
 ) -> Result<Transfer, Errno> {
+    let user = &request.user;
     let null = null()?;
     let report = Pipe::for_output(user)?;
     let data = match direction {
@@ -92,8 +95,9 @@ fn prepare(
         Direction::Upload => [data.process_end.as_fd(), null.as_fd(), report.process_end.as_fd()],
         Direction::Download => [null.as_fd(), data.process_end.as_fd(), report.process_end.as_fd()],
     };
-    let work = || work(direction, path);
-    let pid = workload::start_helper(identity, standard, HELPER_ADDRESS_SPACE_BYTES, work)
+    let work = || work(direction, &request.path);
+    let pid = shield
+        .fork(|| workload::start_helper(identity, standard, HELPER_ADDRESS_SPACE_BYTES, work))?
         .map_err(|error| error.source)?;
     let (input, source) = match direction {
         Direction::Upload => (Input::pipe(data.own_end), None),

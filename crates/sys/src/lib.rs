@@ -6,7 +6,7 @@
 //! | module | starts | for |
 //! |---|---|---|
 //! | [`helper_program`] | a program with one descriptor, by posix_spawn | the server, which has threads: its spawners |
-//! | [`forking`] | a copy of a process with one thread | the spawner: its shims; the guest's relay |
+//! | [`forking`] | a copy of a process with one thread | the spawner: its shims |
 //! | [`clone`] | a copy in new namespaces and a control group, known by a pidfd | the shim, engine `container`: first processes |
 //! | [`placed_child`] | a `Command` in a sandbox's group and network namespace | the shim, engine `gvisor`: runsc |
 //! | [`workload`] | a program as a lesser user, confined before its first instruction | the guest: commands, file transfers |
@@ -21,6 +21,7 @@
     reason = "the crate exists to hold the workspace's unsafe code; each block says why it is sound"
 )]
 
+mod bare;
 pub mod capabilities;
 pub mod cgroup;
 pub mod clock;

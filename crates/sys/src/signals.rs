@@ -32,21 +32,6 @@ pub fn signal_everyone(signal: i32) -> Result<(), Errno> {
     kill(-1, signal)
 }
 
-/// [`signal_everyone`] for the one child of a first process that only relays: nobody is signalled but that child's own descendants,
-/// the kernel leaving out the caller and the first process. Right only where the caller knows this of its parent.
-///
-/// # Errors
-/// EPERM when the caller's parent is not the first process. ESRCH when there is nobody else.
-pub fn signal_everyone_below_first(signal: i32) -> Result<(), Errno> {
-    if !(1..=64).contains(&signal) {
-        return Err(Errno::INVAL);
-    }
-    if rustix::process::getppid() != Some(rustix::process::Pid::INIT) {
-        return Err(Errno::PERM);
-    }
-    kill(-1, signal)
-}
-
 fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
     // SAFETY: takes numbers only.
     match unsafe { libc::kill(pid, signal) } {
@@ -62,7 +47,6 @@ mod tests {
     #[test]
     fn nobody_is_signalled_by_mistake() {
         assert_eq!(signal_everyone(15), Err(Errno::PERM), "a test is not the first process");
-        assert_eq!(signal_everyone_below_first(15), Err(Errno::PERM), "nor its child");
         for (pid, signal) in [(-1, 15), (0, 15), (1, 15), (i32::MIN, 15), (2, 0), (2, 65)] {
             assert_eq!(signal_process(pid, signal), Err(Errno::INVAL));
         }

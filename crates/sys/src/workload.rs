@@ -1,10 +1,13 @@
 //! Starts a process as a lesser user: identity, capabilities, system call filter, limits and descriptors are in force before its first
 //! instruction, and what cannot be applied fails the start with the exact step.
 //!
-//! Owns nothing that lives on: the caller reaps. Forks rather than sharing memory with the child until it execs: a workload of the same
-//! user could otherwise stop the child in that moment, and the caller with it. Never inherits a descriptor or a signal disposition.
+//! Owns nothing that lives on: the caller reaps. Forks, or shares its memory with the child until that execs ([`Memory`]), but never waits
+//! for it as vfork does: a workload of the same user could stop the child in that moment, and the caller with it. Never inherits a
+//! descriptor or a signal disposition.
 
 mod child;
+pub mod hiding;
+mod shared_memory;
 
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -35,7 +38,7 @@ pub struct Identity {
 }
 
 /// A program to start.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Program {
     /// Paths to try in this order, as `execvp` does with PATH.
     pub candidates: Vec<CString>,
@@ -112,11 +115,26 @@ pub struct ForkError {
     pub source: Errno,
 }
 
+/// What memory a child has until it executes its program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// A copy of the caller's.
+    Copied,
+    /// The caller's own, which costs no second address space: in gVisor a process of the host and milliseconds. Right only where whoever
+    /// may not inspect the caller may not inspect the child either, once it has become another user. Linux with `fs.suid_dumpable` at 1
+    /// is not such a place.
+    Shared,
+}
+
 /// A process that has been forked and will tell whether it executed its program.
 #[derive(Debug)]
 pub struct Starting {
     pid: i32,
     status: OwnedFd,
+    /// What the child said before it ended.
+    failure: Option<StartError>,
+    /// What the child runs on and reads, where memory is shared.
+    shared: Option<shared_memory::Lent>,
 }
 
 /// How far a start has come.
@@ -145,37 +163,75 @@ impl Starting {
 
     /// Asks, without waiting.
     #[must_use]
-    pub fn progress(&self) -> Progress {
-        let mut message = [0; child::STATUS_BYTES];
-        match rustix::io::read(&self.status, &mut message) {
-            Err(Errno::AGAIN | Errno::INTR) => Progress::Pending,
-            // The descriptor was closed by exec, or with its process.
-            Ok(0) | Err(_) => Progress::Executed,
-            Ok(_) => {
-                let [step, errno @ ..] = message;
-                let step = Step::from_number(step).unwrap_or(Step::Execute);
-                let source = Errno::from_raw_os_error(i32::from_le_bytes(errno));
-                Progress::Failed(StartError { step, source })
+    pub fn progress(&mut self) -> Progress {
+        loop {
+            let mut message = [0; child::STATUS_BYTES];
+            match rustix::io::read(&self.status, &mut message) {
+                Err(Errno::AGAIN | Errno::INTR) => return Progress::Pending,
+                // The descriptor was closed by exec, or with its process: the child runs no code of ours any more.
+                Ok(0) | Err(_) => break,
+                Ok(_) => {
+                    let [step, errno @ ..] = message;
+                    let step = Step::from_number(step).unwrap_or(Step::Execute);
+                    let source = Errno::from_raw_os_error(i32::from_le_bytes(errno));
+                    self.failure = Some(StartError { step, source });
+                }
             }
         }
+        if let Some(lent) = self.shared.take() {
+            lent.give_back();
+        }
+        self.failure.map_or(Progress::Executed, Progress::Failed)
     }
 }
 
-/// Starts a program with these three standard streams. All else that the caller has open is closed.
+/// A program that is ready to be started: all descriptors that it takes are open.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    plan: child::Plan,
+    status: OwnedFd,
+    child_status: OwnedFd,
+    standard: std::marker::PhantomData<BorrowedFd<'a>>,
+}
+
+/// Prepares to start a program with these three standard streams. All else that the caller has open is closed.
 ///
 /// # Errors
-/// [`ForkError`]; what fails later is told by [`Starting::progress`].
-pub fn start(program: &Program, standard: [BorrowedFd<'_>; 3]) -> Result<Starting, ForkError> {
+/// [`ForkError`].
+pub fn prepare(program: Program, standard: [BorrowedFd<'_>; 3]) -> Result<Prepared<'_>, ForkError> {
     let (status, child_status) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&status, true)?;
     let plan =
         child::Plan::new(program, standard.map(|fd| fd.as_raw_fd()), child_status.as_raw_fd());
+    Ok(Prepared { plan, status, child_status, standard: std::marker::PhantomData })
+}
+
+impl Prepared<'_> {
+    /// Starts it. Opens nothing.
+    ///
+    /// # Errors
+    /// [`ForkError`]; what fails later is told by [`Starting::progress`].
+    pub fn start(self, memory: Memory) -> Result<Starting, ForkError> {
+        let Self { plan, status, child_status, .. } = self;
+        let (pid, shared) = match memory {
+            Memory::Copied => (fork(&plan)?, None),
+            Memory::Shared => {
+                let (pid, lent) = shared_memory::start(plan)?;
+                (pid, Some(lent))
+            }
+        };
+        drop(child_status);
+        Ok(Starting { pid, status, failure: None, shared })
+    }
+}
+
+fn fork(plan: &child::Plan) -> Result<i32, ForkError> {
     // SAFETY: the child only runs `Plan::execute`, which makes system calls on memory prepared above and never returns: no lock
     // that another thread may have held is taken.
     match unsafe { libc::fork() } {
         -1 => Err(last_errno().into()),
         0 => plan.execute(),
-        pid => Ok(Starting { pid, status }),
+        pid => Ok(pid),
     }
 }
 
@@ -192,7 +248,7 @@ pub fn start_helper(
 ) -> Result<i32, ForkError> {
     SingleThread::verify().map_err(|_| Errno::BUSY)?;
     let standard = standard.map(|fd| fd.as_raw_fd());
-    let plan = child::IdentityPlan::new(identity);
+    let plan = child::IdentityPlan::new(identity.clone());
     // SAFETY: this is the process's only thread, so the child's copy of memory is whole; the child never returns from here.
     match unsafe { libc::fork() } {
         -1 => Err(last_errno().into()),

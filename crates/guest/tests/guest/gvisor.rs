@@ -220,6 +220,44 @@ fn the_guest_is_out_of_reach_in_gvisor() {
     assert_eq!(host.run(100, as_root("echo well")).text(), "well\n");
 }
 
+/// A process just forked has what its parent has open until it executes its program: there must be nothing of the channel in it.
+#[test]
+fn no_child_of_the_guest_shows_the_channel_in_gvisor() {
+    let Some(mut sandbox) = Sandbox::new("window") else { return };
+    let host = sandbox.host();
+    // Looks until its input ends. The channel's ends are files of the host, a workload's are pipes of the Sentry's own.
+    let script = r#"$| = 1; my (%seen, $opened); print "begun\n";
+        vec(my $input, 0, 1) = 1;
+        until (select(my $ready = $input, undef, undef, 0)) {
+            opendir(my $proc, "/proc");
+            for my $pid (grep { /^\d+$/ && $_ > 1 && $_ != $$ } readdir $proc) {
+                for my $number (0 .. 40) {
+                    my $path = "/proc/$pid/fd/$number";
+                    my $link = readlink $path or next;
+                    (my $kind = $link) =~ s/\d+/N/g;
+                    $seen{$kind}++;
+                    $opened++ if $link =~ /^socket/ && open(my $file, "<", $path);
+                }
+            }
+        }
+        print "looked: ", join(" ", grep { /host/ } keys %seen), ($opened ? " opened" : ""), ($seen{"pipe:[N]"} ? "" : " nothing"), "\n";"#;
+    let args = vec!["perl".into(), "-e".into(), script.into()];
+    host.send(1, HostMessage::Exec(ProcessSpec { args, stdin: true, ..as_root("") }));
+    while !matches!(host.next_message(), (1, GuestMessage::Stdout { .. })) {}
+    for stream in 2..40 {
+        assert_eq!(host.run(stream, as_root(":")).exited, Some(SUCCESS));
+    }
+    host.send(1, HostMessage::StdinEnd);
+    let looked = loop {
+        match host.next_message() {
+            (1, GuestMessage::Stdout { data, .. }) => break data,
+            (1, GuestMessage::Exited(exited)) => panic!("it says nothing: {exited:?}"),
+            _ => {}
+        }
+    };
+    assert_eq!(String::from_utf8_lossy(&looked), "looked: \n");
+}
+
 #[test]
 fn a_workload_at_its_pids_limit_in_gvisor_is_told_to_try_again() {
     let Some(mut sandbox) = Sandbox::new("pids") else { return };

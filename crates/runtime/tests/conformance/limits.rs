@@ -46,8 +46,8 @@ pub(crate) async fn pids_limit(bench: &mut Bench) {
         "i=0; while [ $i -lt 100 ]; do sleep 20 & i=$((i+1)); done 2>/dev/null; echo made; exit 0";
     let outcome = running.script(bomb).await;
     // EAGAIN for the shell, or an end with its reason: in both cases no more than these live.
-    // The workload's own, and the few that atoll has in a container: guest, relay, a helper.
-    const AT_MOST: usize = 30 + 4;
+    // The workload's own, and the few that atoll has in a container: guest, a helper.
+    const AT_MOST: usize = 30 + 3;
     let live = match running.sandbox.processes("main").await {
         Ok(processes) => processes.len(),
         Err(_) => {

@@ -145,7 +145,7 @@ pub(super) fn container(
     let process = match container.init {
         Init::Guest => {
             let alone = plan.containers.len() == 1;
-            guest_process(container.process.capabilities, container.limits.pids, alone)
+            guest_process(container.process.capabilities, alone)
         }
         Init::Image => image_process(&container.process),
     };
@@ -182,7 +182,7 @@ pub(super) fn container(
 
 /// The configuration of a container that only keeps the Sentry while others come and go: the guest, told nothing.
 pub(super) fn keeper(plan: &SandboxPlan, paths: &Paths<'_>) -> Config {
-    let mut config = bare(plan, guest_process(0, 0, false), Role::Sandbox, paths, true);
+    let mut config = bare(plan, guest_process(0, false), Role::Sandbox, paths, true);
     config.mounts.push(inner_cgroup());
     config
 }
@@ -285,8 +285,8 @@ fn inner_cgroup() -> Mount {
     }
 }
 
-/// The guest behind a relay: gVisor lets root open what another process has open.
-fn guest_process(workload_capabilities: u64, pids_limit: u64, alone: bool) -> Process {
+/// The guest, told whether it has the Sentry for its container alone.
+fn guest_process(workload_capabilities: u64, alone: bool) -> Process {
     let mut set = CapabilitySet::from_mask(workload_capabilities);
     for name in GUEST_CAPABILITIES {
         if let Some(number) = atoll_sys::capabilities::number(name) {
@@ -296,12 +296,7 @@ fn guest_process(workload_capabilities: u64, pids_limit: u64, alone: bool) -> Pr
     Process {
         terminal: false,
         user: User { uid: 0, gid: 0, additional_gids: Vec::new(), umask: 0o022 },
-        args: vec![
-            GUEST_PATH.into(),
-            "relay".into(),
-            pids_limit.to_string(),
-            if alone { "alone" } else { "shared" }.into(),
-        ],
+        args: vec![GUEST_PATH.into(), if alone { "alone" } else { "shared" }.into()],
         env: Vec::new(),
         cwd: "/".into(),
         capabilities: Capabilities::all_of(set),

@@ -41,7 +41,7 @@ fn the_workload_has_its_user_and_no_way_to_the_guest_or_out() {
     let mut guest = Guest::begin(&mut sandbox, 0);
     // Each line that is said is a door that was open.
     let attacks = "id -u; hostname; \
-        for pid in 1 2; do \
+        for pid in 1; do \
           for dir in /proc/$pid /proc/$pid/task/$pid; do for fd in 0 1 2; do \
             (echo x > $dir/fd/$fd) 2>/dev/null && echo wrote $dir/fd/$fd; \
             busybox timeout 1 dd if=$dir/fd/$fd bs=1 count=1 2>/dev/null | busybox grep -q . && echo read $dir/fd/$fd; \

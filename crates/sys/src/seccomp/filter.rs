@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::compile::{INSTRUCTION_BYTES, MOST_INSTRUCTIONS};
-use crate::errno::last_errno;
+use crate::bare::call;
 
 /// A system call filter, ready to be put in force, by a process just forked too. Copies share it.
 #[derive(Clone)]
@@ -32,24 +32,17 @@ impl Filter {
     }
 
     /// Puts the filter on the calling thread and all it will start. Needs no_new_privs (or CAP_SYS_ADMIN); cannot be undone. Makes a
-    /// system call and nothing else.
+    /// bare system call and nothing else.
     ///
     /// # Errors
     /// The kernel's answer.
     pub fn install(&self) -> Result<(), Errno> {
         let len = u16::try_from(self.0.len()).map_err(|_| Errno::INVAL)?;
         let program = libc::sock_fprog { len, filter: self.0.as_ptr().cast_mut() };
+        let mode = libc::SECCOMP_SET_MODE_FILTER as usize;
         // SAFETY: `program` points to `len` initialised instructions that live until the call returns; the kernel copies and
         // checks them and writes nothing.
-        let answer = unsafe {
-            libc::syscall(
-                libc::SYS_seccomp,
-                libc::SECCOMP_SET_MODE_FILTER,
-                0_u64,
-                std::ptr::from_ref(&program),
-            )
-        };
-        if answer == 0 { Ok(()) } else { Err(last_errno()) }
+        unsafe { call(libc::SYS_seccomp, [mode, 0, std::ptr::from_ref(&program).addr()]) }.map(drop)
     }
 }
 

@@ -31,11 +31,27 @@ fn program(args: &[&str]) -> Program {
     }
 }
 
-/// Runs to the end: how far it came, how it ended, what it wrote.
+fn start(program: &Program, standard: [BorrowedFd<'_>; 3], memory: Memory) -> Starting {
+    prepare(program.clone(), standard).unwrap().start(memory).unwrap()
+}
+
+fn sleeper() -> Starting {
+    let null = File::open("/dev/null").unwrap();
+    let standard = [null.as_fd(), null.as_fd(), null.as_fd()];
+    start(&program(&["/bin/sleep", "100"]), standard, Memory::Shared)
+}
+
+/// Runs to the end, with memory of its own and without: how far it came, how it ended, what it wrote.
 fn run(program: &Program) -> (Progress, Exit, String) {
+    let [copied, shared] = [Memory::Copied, Memory::Shared].map(|memory| run_with(program, memory));
+    assert_eq!((copied.0, copied.1), (shared.0, shared.1), "{} {}", copied.2, shared.2);
+    shared
+}
+
+fn run_with(program: &Program, memory: Memory) -> (Progress, Exit, String) {
     let null = File::open("/dev/null").unwrap();
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-    let starting = start(program, [null.as_fd(), writer.as_fd(), writer.as_fd()]).unwrap();
+    let mut starting = start(program, [null.as_fd(), writer.as_fd(), writer.as_fd()], memory);
     drop(writer);
     let mut output = String::new();
     File::from(reader).read_to_string(&mut output).unwrap();
@@ -174,10 +190,7 @@ fn a_filter_is_in_force_before_the_program() {
 
 #[test]
 fn a_process_killed_before_it_executes_leaves_no_start_pending() {
-    let null = File::open("/dev/null").unwrap();
-    let starting =
-        start(&program(&["/bin/sleep", "100"]), [null.as_fd(), null.as_fd(), null.as_fd()])
-            .unwrap();
+    let mut starting = sleeper();
     let pidfd = crate::process::open_child(starting.pid()).unwrap();
     assert!(crate::process::send_signal(pidfd.as_fd(), 9).unwrap());
     assert_eq!(reap(starting.pid(), Wait::Block).unwrap(), Some(Exit::Signal(9)));
@@ -196,10 +209,7 @@ fn a_helper_is_refused_where_other_threads_hold_locks() {
 #[test]
 fn a_guard_lets_all_signals_through_but_the_two_that_cannot_be_blocked() {
     // The guarded one here is a process of the test's own.
-    let null = File::open("/dev/null").unwrap();
-    let sleeper =
-        start(&program(&["/bin/sleep", "100"]), [null.as_fd(), null.as_fd(), null.as_fd()])
-            .unwrap();
+    let sleeper = sleeper();
     let guard = Filter::guarding(sleeper.pid(), true, None);
     let guarded = |script: &str| {
         let identity = Identity { filter: Some(guard.clone()), ..program(&["x"]).identity };
