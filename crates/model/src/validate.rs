@@ -20,8 +20,8 @@ pub const MAX_LABELS: usize = 64;
 pub const MAX_LABEL_BYTES: usize = 317;
 /// Most environment entries of one container.
 pub const MAX_ENV_ENTRIES: usize = 4096;
-/// Most bytes of a command and its environment. SOURCE: execve(2) allows a quarter of the stack limit, 2 MiB by default.
-pub const MAX_EXEC_BYTES: usize = 1 << 20;
+/// Most bytes of a command and its environment: they reach the sandbox in one message of 256 KiB, together with those of the image.
+pub const MAX_EXEC_BYTES: usize = 224 << 10;
 /// Longest life: ten years. A longer one is a mistake in the unit.
 pub const MAX_TTL_SECONDS: i64 = 10 * 366 * 86_400;
 /// Longest boost.

@@ -13,6 +13,8 @@ use crate::images::{ImageConfig, ResolvedImage, ResolvedUser};
 
 /// Where programs are looked for when neither image nor user say so. SOURCE: what docker and containerd use.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Largest process that a message has room for, beside the names of what it is sent to (guess: 4 KiB).
+pub(crate) const MAX_PROCESS_BYTES: usize = atoll_wire::frame::MAX_PAYLOAD_BYTES - 4096;
 /// Most of a disk limit that goes to logs.
 const MAX_LOG_SHARE: Bytes = Bytes::from_mib(16);
 /// /dev/shm and tmpfs of no stated size. SOURCE: docker's /dev/shm.
@@ -41,6 +43,16 @@ pub(crate) enum PlanError {
         /// Which.
         container: String,
     },
+    /// More words than can be given to a process.
+    #[error(
+        "container {container}: command, arguments and environment of image and specification together are too large: {bytes} bytes, at most {MAX_PROCESS_BYTES} fit; put large values into files"
+    )]
+    TooLarge {
+        /// Which.
+        container: String,
+        /// As they are sent to the guest.
+        bytes: usize,
+    },
     /// Images and containers do not match: a mistake of the caller.
     #[error("there are {images} images for {containers} containers")]
     Mismatch {
@@ -62,6 +74,12 @@ pub(crate) fn hostname_of(name: &SandboxName) -> String {
     let letter = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let host: String = name.as_str().chars().map(letter).take(63).collect();
     host.trim_matches('-').to_owned()
+}
+
+/// What a process takes of a message to its guest.
+pub(crate) fn process_bytes(process: &ProcessSpec) -> usize {
+    // Cannot fail: it is strings and numbers. If it did, it would not fit.
+    serde_json::to_vec(process).map_or(usize::MAX, |bytes| bytes.len())
 }
 
 /// Plans a sandbox; `images` in the order of the specification's containers.
@@ -132,13 +150,18 @@ fn plan_container(
         path: it.path.clone(),
         read_only: it.read_only,
     };
+    let process = process(container, &image.config, user, hostname)?;
+    let bytes = process_bytes(&process);
+    if bytes > MAX_PROCESS_BYTES {
+        return Err(PlanError::TooLarge { container: container.name.to_string(), bytes });
+    }
     Ok(ContainerPlan {
         name: container.name.to_string(),
         layers: image.layers.clone(),
         read_only_root: container.read_only,
         disk_bytes,
         log_bytes,
-        process: process(container, &image.config, user, hostname)?,
+        process,
         init: match container.init {
             Init::Guest => shim::Init::Guest,
             Init::Image => shim::Init::Image,

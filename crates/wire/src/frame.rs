@@ -19,8 +19,9 @@
 pub const MAGIC: [u8; 4] = *b"aTl1";
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 20;
-/// Largest payload. Keeps what an untrusted peer can make the other side buffer small.
-pub const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
+/// Largest payload. Keeps what an untrusted peer can make the other side buffer small, and has room for the arguments and environment of
+/// a process (systems allow 128 KiB for one of them).
+pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
 /// Largest frame as it stands in the stream.
 pub const MAX_FRAME_BYTES: usize = HEADER_BYTES + MAX_PAYLOAD_BYTES + 4;
 /// Most bytes of program output or input in one data frame: a frame then fits into an empty FIFO.

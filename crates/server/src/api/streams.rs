@@ -152,7 +152,7 @@ async fn process(
             .map_err(|error| invalid(format!("work_dir: {error}")))?,
     };
     let size = request.size.unwrap_or(Size { rows: 24, columns: 80 });
-    Ok(ProcessSpec {
+    let process = ProcessSpec {
         args: request.command,
         env,
         working_directory,
@@ -161,7 +161,14 @@ async fn process(
         stdin: request.stdin,
         terminal: request.tty.then_some(TerminalSize { rows: size.rows, columns: size.columns }),
         ..base.clone()
-    })
+    };
+    match crate::plan::process_bytes(&process) {
+        bytes if bytes > crate::plan::MAX_PROCESS_BYTES => Err(invalid(format!(
+            "command, env: are {bytes} bytes with the container's environment, at most {} fit; use files or standard input",
+            crate::plan::MAX_PROCESS_BYTES
+        ))),
+        _ => Ok(process),
+    }
 }
 
 async fn begin_attach(

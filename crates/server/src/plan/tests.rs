@@ -115,6 +115,21 @@ fn an_image_without_a_command_needs_one() {
     assert!(planned(|spec| spec.containers[0].args = vec!["x".into()], image(nothing)).is_ok());
 }
 
+#[test]
+fn what_no_message_has_room_for_is_refused_by_name_and_size() {
+    let entry = |letters: usize| format!("BIG={}", "x".repeat(letters));
+    let of_image = |bytes| image(ImageConfig { env: vec![entry(bytes)], ..config() });
+    assert!(planned(|_| {}, of_image(200_000)).is_ok());
+    let error = planned(|_| {}, of_image(300_000)).unwrap_err().to_string();
+    assert!(error.starts_with("container main: ") && error.contains("too large: 300"), "{error}");
+    // Together: neither alone is too much. Control characters are sent as six bytes each.
+    let both = |spec: &mut rest::SandboxSpec| {
+        spec.containers[0].env = vec![format!("MORE={}", "\u{1}".repeat(20_000))];
+    };
+    assert!(planned(both, of_image(100_000)).is_ok());
+    assert!(matches!(planned(both, of_image(150_000)), Err(PlanError::TooLarge { .. })));
+}
+
 proptest::proptest! {
     #[test]
     fn hostnames_are_hostnames_whatever_the_name(name in "[A-Za-z0-9][A-Za-z0-9_.-]{0,127}") {
