@@ -104,6 +104,28 @@ checked_name!(
     64
 );
 
+/// Longest DNS label. SOURCE: RFC 1035, 2.3.4.
+const MAX_LABEL_BYTES: usize = 63;
+
+/// A node's name from its machine's host name, whatever that holds: a DNS label of lower-case letters, digits and `-`; `node` where
+/// nothing of it can be used.
+#[must_use]
+pub fn node_name_of(hostname: &str) -> String {
+    let mut name = String::new();
+    for character in hostname.chars() {
+        if character.is_ascii_alphanumeric() {
+            name.push(character.to_ascii_lowercase());
+        } else if !name.is_empty() && !name.ends_with('-') {
+            name.push('-');
+        }
+        if name.len() == MAX_LABEL_BYTES {
+            break;
+        }
+    }
+    let name = name.trim_end_matches('-');
+    if name.is_empty() { "node".to_owned() } else { name.to_owned() }
+}
+
 /// What names a sandbox on the host: directory, cgroup, namespace. Random, never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SandboxUid(u64);
@@ -143,6 +165,25 @@ impl FromStr for SandboxUid {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_has_a_dns_label_for_a_name_whatever_its_machine_is_called() {
+        for (hostname, name) in [
+            ("box-1", "box-1"),
+            ("Box_1.Example.COM", "box-1-example-com"),
+            ("[1,2", "1-2"),
+            ("--a--", "a"),
+            ("", "node"),
+            ("(none)", "none"),
+            ("../..", "node"),
+            ("\u{e9}\u{4e16}\u{754c}", "node"),
+            ("a\0b\nc", "a-b-c"),
+        ] {
+            assert_eq!(node_name_of(hostname), name, "{hostname:?}");
+        }
+        let long = node_name_of(&format!("{}-{}", "x".repeat(62), "y".repeat(300)));
+        assert_eq!(long, "x".repeat(62), "no longer than a label, and no dash at its end");
+    }
 
     #[test]
     fn names_follow_the_published_rule() {

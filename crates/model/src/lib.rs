@@ -3,6 +3,7 @@
 //! Owns ids, units, the canonical [`spec::SandboxSpec`], its rules ([`validate`]), the state machine ([`state`]) and what a restart
 //! does with each record ([`recovery`]). It must never do I/O, read a clock, or know how anything is serialised: edges own wire shapes.
 
+pub mod boost;
 pub mod causes;
 pub mod ids;
 pub mod image_reference;

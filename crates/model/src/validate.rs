@@ -341,12 +341,6 @@ pub fn label(key: &str, value: &str) -> Result<(), Refused> {
     Ok(())
 }
 
-/// A container's name that cannot be taken for a file that a sandbox's directory holds. Narrower than sandboxd-o's rule.
-#[must_use]
-pub fn is_plain_container_name(name: &str) -> bool {
-    name.len() <= 63 && !name.contains('.') && name != "logs"
-}
-
 /// The indices of entries whose name was there before.
 #[must_use]
 pub fn repeated<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<usize> {

@@ -16,7 +16,7 @@
 //! | `certs/` | certificates of private authorities, put there by the operator |
 //! | `gvisor-host.json` | what was found out about runsc on this machine |
 //! | `template-*.ext4` | empty disks, copied for sandboxes |
-//! | `server.log` | what a server that was started with `--detach` logs |
+//! | `server.log`, `server.log.1` | what a server that was started with `--detach` logs, and the part before it |
 //! | `run/` | programs, sockets and mounts of the running server; may be removed while none runs |
 
 use std::fs::File;

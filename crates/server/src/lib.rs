@@ -21,8 +21,10 @@ mod store;
 mod time;
 mod traces;
 
-use std::sync::Arc;
+use std::num::NonZero;
+use std::sync::{Arc, Mutex};
 
+use atoll_model::boost::Boosts;
 use atoll_model::spec::Class;
 use atoll_runtime::{Runtime, RuntimeClass};
 use tokio::sync::Semaphore;
@@ -64,6 +66,9 @@ pub async fn run(
         node_name: config.node_name.clone(),
         launches: Arc::new(Semaphore::new(
             config.concurrent_launches.unwrap_or(config::DEFAULT_CONCURRENT_LAUNCHES),
+        )),
+        boosts: Mutex::new(Boosts::for_cores(
+            std::thread::available_parallelism().map_or(1, NonZero::get),
         )),
         metrics: Arc::new(metrics::Metrics::new()),
         traces: traces::Traces::to(std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().as_deref()),

@@ -8,9 +8,9 @@
 //! | `shim.sock` | shim | where the server connects; one connection a conversation |
 //! | `shim.json` | shim | [`crate::record::ShimRecord`]: whose processes these are |
 //! | `end.json` | shim | [`crate::record::EndRecord`]: how it ended, synced before anything is reaped |
-//! | `<container>/guest.in`, `guest.out` | shim | the guest's channel, two FIFOs |
-//! | `<container>/stdout`, `stderr` | shim | with `init: image`: the command's output, two FIFOs |
-//! | `<container>/disk.ext4` | server | the writable layer's disk |
+//! | `container.<name>/guest.in`, `guest.out` | shim | the guest's channel, two FIFOs |
+//! | `container.<name>/stdout`, `stderr` | shim | with `init: image`: the command's output, two FIFOs |
+//! | `container.<name>/disk.ext4` | server | the writable layer's disk |
 //! | `logs/<container>.log[.1]` | shim | [`crate::log`] |
 //!
 //! A server sends [`SpawnRequest`] as one packet to a spawner (SOCK_SEQPACKET, the spawner's descriptor 3) with descriptors in the order
@@ -48,6 +48,12 @@ pub enum Engine {
     Container,
     /// runsc.
     Gvisor,
+}
+
+/// The directory of a container within its sandbox's. No name, however chosen, leads to a file or directory of another purpose.
+#[must_use]
+pub fn container_directory(name: &str) -> String {
+    format!("container.{name}")
 }
 
 /// `launch.json`.

@@ -3,6 +3,7 @@
 //! With one at a time, runs of atoll and of its rivals alternate; with several at a time, blocks of runs do. A benchmark measures and
 //! never judges: no figure makes it fail.
 
+mod burst;
 mod disk;
 mod exec;
 mod provision;
@@ -137,6 +138,7 @@ impl<'a> Bench<'a> {
             concurrency,
             disk_fdatasync: disk::fdatasync(&directory)?,
             contenders: Vec::new(),
+            bursts: Vec::new(),
             absent: BTreeMap::new(),
             ratios: BTreeMap::new(),
         })
@@ -161,6 +163,11 @@ fn sandbox_request(args: &BenchArgs, command: Vec<String>) -> CreateSandbox {
             ..SandboxSpec::default()
         },
     }
+}
+
+/// Processors of this machine.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// How many runs each block has.

@@ -9,7 +9,7 @@ use atoll_wire::rest::{
 
 use super::report::{Samples, publish, ratios};
 use super::statistics::micros;
-use super::{Bench, blocks, run_block, sandbox_request};
+use super::{Bench, blocks, burst, run_block, sandbox_request};
 use crate::args::ProvisionBenchArgs;
 use crate::client::{Client, ClientError, ProcessEvent, sandbox_path, with_query};
 
@@ -67,6 +67,12 @@ async fn measure(
             run_block(size, concurrency, samples, |worker| rival.provision(worker)).await;
         }
     }
+    if concurrency > 1 {
+        for (name, request, _) in &ours {
+            let size = (bench.args.count, concurrency);
+            report.bursts.push(burst::measure(bench.client, name, request, size).await?);
+        }
+    }
     for (name, _, samples) in ours {
         report.contenders.push(samples.into_contender(&name, "create and attach over the API"));
     }
@@ -99,17 +105,31 @@ fn contenders(
         .collect()
 }
 
-/// One sandbox from create to gone.
-async fn provision(client: &Client, request: &CreateSandbox) -> anyhow::Result<Vec<(String, u64)>> {
+/// A sandbox that was begun, and whose command has ended unless something went wrong.
+pub(super) struct Started {
+    pub(super) id: String,
+    created: u64,
+    /// When the first output came and when the command had ended, since the request.
+    pub(super) first_output: anyhow::Result<(u64, u64)>,
+}
+
+/// Creates one and reads its output to the end.
+pub(super) async fn start(client: &Client, request: &CreateSandbox) -> anyhow::Result<Started> {
     let begun = Instant::now();
     let sandbox = client.create_sandbox(request).await?;
     let created = micros(begun.elapsed());
-    let outcome = first_output(client, &sandbox.id, begun).await;
-    let status = ended_status(client, &sandbox.id).await;
+    let first_output = first_output(client, &sandbox.id, begun).await;
+    Ok(Started { id: sandbox.id, created, first_output })
+}
+
+/// One sandbox from create to gone.
+async fn provision(client: &Client, request: &CreateSandbox) -> anyhow::Result<Vec<(String, u64)>> {
+    let Started { id, created, first_output } = start(client, request).await?;
+    let status = ended_status(client, &id).await;
     let ended_at = Instant::now();
-    client.delete_sandbox(&sandbox.id).await?;
+    client.delete_sandbox(&id).await?;
     let gone = micros(ended_at.elapsed());
-    let (first, ended) = outcome?;
+    let (first, ended) = first_output?;
     let mut stages: Vec<(String, u64)> = Vec::new();
     if let Some(timeline) = status?.timeline {
         for phase in timeline.phases {

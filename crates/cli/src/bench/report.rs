@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::Serialize;
 
+use super::burst::Burst;
 use super::statistics::Summary;
 use crate::output::{self, Cell, Colour, Styles, Table, human_micros};
 
@@ -34,6 +35,8 @@ pub(crate) struct Report {
     pub(crate) disk_fdatasync: Summary,
     /// atoll first, then each rival.
     pub(crate) contenders: Vec<Contender>,
+    /// With several at a time: all of them begun at once, by themselves.
+    pub(crate) bursts: Vec<Burst>,
     /// Rivals that were asked for and could not run, and why.
     pub(crate) absent: BTreeMap<String, String>,
     /// For each rival and stage: its p50 and p99 divided by atoll's.
@@ -56,7 +59,7 @@ impl Machine {
     pub(crate) fn here() -> Self {
         Self {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            processors: std::thread::available_parallelism().map_or(1, usize::from),
+            processors: super::processors(),
             optimised_build: !cfg!(debug_assertions),
         }
     }
@@ -222,6 +225,9 @@ fn text(report: &Report, styles: Styles) -> String {
             None => text.push('\n'),
         }
     }
+    for burst in &report.bursts {
+        text.push_str(&burst_text(burst));
+    }
     for (rival, stages) in &report.ratios {
         for (stage, ratio) in stages {
             text.push_str(&format!(
@@ -235,6 +241,24 @@ fn text(report: &Report, styles: Styles) -> String {
     }
     for (rival, reason) in &report.absent {
         text.push_str(&format!("{rival}: absent ({reason})\n"));
+    }
+    text
+}
+
+fn burst_text(burst: &Burst) -> String {
+    let mut text = format!(
+        "\n{}: {} creates, {} at a time: all started in {}, all gone {} later\n\
+         = {:.2} x (count / cores) x p50 of one at a time ({})\n",
+        burst.name,
+        burst.count,
+        burst.concurrency,
+        human_micros(burst.all_started_micros),
+        human_micros(burst.all_gone_micros),
+        burst.ratio,
+        human_micros(burst.alone.p50_micros)
+    );
+    if let Some(first) = burst.failures.first() {
+        text.push_str(&format!("{} failed, the first: {first}\n", burst.failures.len()));
     }
     text
 }

@@ -1,6 +1,7 @@
 //! Starting a server in the background, and how the two halves speak: one line over the child's standard output.
 //!
-//! `serving ADDRESS` or `error TEXT`. After that line the child's standard output is /dev/null; its log is `server.log`.
+//! `serving ADDRESS` or `error TEXT`. After that line the child's standard output is /dev/null; its log is `server.log` (the part
+//! before it `server.log.1`).
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -9,8 +10,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use atoll_server::ListenAddress;
-use rustix::stdio::dup2_stdout;
+use rustix::stdio::{dup2_stderr, dup2_stdout};
 
+use super::bounded_log::{self, BoundedLog};
 use crate::output;
 
 /// What a server that was started says.
@@ -71,6 +73,14 @@ pub(super) fn start(
 /// Where the log of a server in the background lies.
 pub(super) fn log_path(data_dir: &Path) -> PathBuf {
     data_dir.join("server.log")
+}
+
+/// In the child: the same log, set aside when it becomes large. What else is written to standard error goes along.
+pub(super) fn bounded_log(data_dir: &Path) -> anyhow::Result<BoundedLog> {
+    let path = log_path(data_dir);
+    let follow = |file: &File| dup2_stderr(file).map_err(std::io::Error::from);
+    BoundedLog::open(&path, bounded_log::LIMIT_BYTES, follow)
+        .with_context(|| format!("cannot open {}", path.display()))
 }
 
 /// In the child: it serves.

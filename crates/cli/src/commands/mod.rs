@@ -1,6 +1,7 @@
 //! One file for each command. A command returns its exit code, or an error that says what to do next.
 
 mod attach;
+mod bounded_log;
 mod completion;
 mod copy;
 mod create;

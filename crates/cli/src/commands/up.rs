@@ -39,7 +39,7 @@ fn serve(args: &UpArgs, data_dir: &Path, detached: bool) -> Outcome {
         // Not the terminal's: closing that must not end the server.
         atoll_sys::process::begin_session()?;
     }
-    begin_logging();
+    begin_logging(if detached { Some(data_dir) } else { None })?;
     // Locked before anything else touches it: two servers never share a directory.
     let locked = DataDir::open(data_dir)?;
     let classes = node::classes(locked.path(), args.enable_sim)?;
@@ -98,17 +98,25 @@ async fn serve_until_told(
     Ok(())
 }
 
-/// This machine's host name.
+/// This machine's host name, as others can use it.
 fn node_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    atoll_model::ids::node_name_of(&rustix::system::uname().nodename().to_string_lossy())
 }
 
-fn begin_logging() {
+/// To standard error; of a server in the background that is its log, which is kept bounded.
+fn begin_logging(detached_in: Option<&Path>) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| DEFAULT_LOG.into());
-    // Fails only when there is a subscriber already, which is as good.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(output::stderr_is_terminal())
-        .try_init();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter);
+    // Beginning fails only when there is a subscriber already, which is as good.
+    let _ = match detached_in {
+        Some(data_dir) => {
+            let log = detached::bounded_log(data_dir)?;
+            subscriber.with_writer(log).with_ansi(false).try_init()
+        }
+        None => subscriber
+            .with_writer(std::io::stderr)
+            .with_ansi(output::stderr_is_terminal())
+            .try_init(),
+    };
+    Ok(())
 }

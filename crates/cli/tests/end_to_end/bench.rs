@@ -12,12 +12,18 @@ fn a_bench_reports_every_stage_of_every_run() {
             class,
             "--count",
             "3",
+            "--concurrency",
+            "2",
             "--image",
             IMAGE,
             "--json",
             "-",
         ];
         let report = instance.atoll(arguments).json();
+        let burst = &report["bursts"][0];
+        assert_eq!(burst["failures"].as_array().map(Vec::len), Some(0), "{burst}");
+        assert!(burst["all_started_micros"].as_u64() > Some(0), "{burst}");
+        assert!(burst["ratio"].as_f64() > Some(0.0), "{burst}");
         let ours = &report["contenders"][0];
         assert_eq!(ours["failures"].as_array().map(Vec::len), Some(0), "{ours}");
         let stages = ours["stages"].as_array().expect("stages");

@@ -2,7 +2,9 @@
 
 use rustix::process::{Signal, kill_process};
 
-use crate::support::{IMAGE, Instance, REAL_CLASSES, instance_with_image, wait_until};
+use crate::support::{
+    IMAGE, Instance, REAL_CLASSES, in_each_class, instance_with_image, wait_until,
+};
 
 #[test]
 fn down_leaves_nothing_and_can_be_repeated() {
@@ -98,4 +100,64 @@ fn the_server_goes_on_when_the_terminal_that_started_it_is_closed() {
     kill_process(pid, Signal::HUP).unwrap();
     wait_until("it answers", || instance.atoll(["get", "sandboxes"]).code == Some(0));
     instance.end();
+}
+
+#[test]
+fn containers_may_have_any_name_that_a_manifest_allows() {
+    in_each_class("container_names", |instance, class| {
+        let long = "x".repeat(64);
+        let names = ["logs", "shim.sock", &long];
+        let containers: String = names
+            .iter()
+            .map(|name| {
+                format!(
+                    "    - name: {name}\n      image: {IMAGE}\n      args: [sh, -c, 'echo of {name}; sleep 1000']\n"
+                )
+            })
+            .collect();
+        let manifest = format!(
+            "kind: Sandbox\nid: names-{class}\nspec:\n  class: {class}\n  containers:\n{containers}"
+        );
+        instance.atoll_with_input(["create", "--wait", "-f", "-"], manifest.as_bytes()).succeeded();
+        for name in names {
+            let id = format!("names-{class}");
+            let exec = instance.atoll(["exec", &id, "-c", name, "--", "echo", "inside"]);
+            assert_eq!(exec.succeeded(), "inside\n");
+            crate::support::wait_until("its output is in its own log", || {
+                instance.atoll(["logs", &id, name]).succeeded() == format!("of {name}\n")
+            });
+        }
+        instance.atoll(["delete", &format!("sandbox/names-{class}")]).succeeded();
+    });
+}
+
+#[test]
+fn a_timeline_has_every_phase_and_sums_to_its_total() {
+    in_each_class("timeline", |instance, class| {
+        let name = format!("timed-{class}");
+        let run = ["run", "--class", class, "--keep", "--name", &name, IMAGE, "--", "true"];
+        instance.atoll(run).succeeded();
+        let sandbox = instance.sandbox(&name).expect("it was kept");
+        let timeline = &sandbox["status"]["timeline"];
+        let phases: Vec<(&str, u64)> = timeline["phases"]
+            .as_array()
+            .expect("phases")
+            .iter()
+            .map(|it| {
+                let (name, micros) = (it["name"].as_str(), it["micros"].as_u64());
+                (name.expect("a name"), micros.expect("a duration"))
+            })
+            .collect();
+        let names: Vec<&str> = phases.iter().map(|(name, _)| *name).collect();
+        assert_eq!(
+            names,
+            ["store", "queue", "image", "prepare", "spawn", "sandbox", "command", "publish"]
+        );
+        for (phase, micros) in &phases {
+            assert!(*micros > 0, "{phase} took no time at all: {timeline}");
+        }
+        let sum: u64 = phases.iter().map(|(_, micros)| micros).sum();
+        assert_eq!(timeline["total_micros"], sum, "{timeline}");
+        instance.atoll(["delete", &format!("sandbox/{name}")]).succeeded();
+    });
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use atoll_wire::record::{EndRecord, RECORD_VERSION, ShimRecord};
-use atoll_wire::shim::{Launch, SHIM_PROTOCOL_VERSION};
+use atoll_wire::shim::{Launch, SHIM_PROTOCOL_VERSION, container_directory};
 use rustix::fs::{FlockOperation, OFlags};
 use serde::de::DeserializeOwned;
 
@@ -171,7 +171,7 @@ impl SandboxDirectory {
     }
 
     pub(super) fn disk(&self, container: &str) -> PathBuf {
-        self.path.join(container).join("disk.ext4")
+        self.path.join(container_directory(container)).join("disk.ext4")
     }
 
     pub(super) fn log(&self, container: &str) -> PathBuf {
@@ -192,7 +192,7 @@ impl SandboxDirectory {
         };
         make(&self.path, false)?;
         for container in containers {
-            make(&self.path.join(container), true)?;
+            make(&self.path.join(container_directory(container)), true)?;
         }
         make(&self.path.join("logs"), true)
     }

@@ -99,9 +99,8 @@ fn check(plan: &SandboxPlan) -> Result<(), RuntimeError> {
     }
     for (index, container) in plan.containers.iter().enumerate() {
         let name = &container.name;
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-        // Dots are refused too: no container's directory is ever taken for a file of the shim.
-        if name.is_empty() || name.len() > 63 || !name.bytes().all(plain) {
+        // A part of paths, always behind a prefix.
+        if name.parse::<atoll_model::ids::ContainerName>().is_err() {
             return refused(format!("{name:?} is no name of a container"));
         }
         if plan.containers[..index].iter().any(|other| other.name == *name) {

@@ -264,7 +264,7 @@ pub(crate) async fn destroyed_at_any_time(bench: &mut Bench) {
     // Half a directory, and a group without one.
     let uid = crate::bench::new_uid();
     if bench.sim.is_none() {
-        fs::create_dir_all(bench.directory(&uid).join("main")).unwrap();
+        fs::create_dir_all(bench.directory(&uid).join("container.main")).unwrap();
         let root = bench.cgroups().unwrap();
         let orphan = crate::bench::new_uid();
         root.create(&orphan, Some("main")).unwrap();

@@ -107,7 +107,10 @@ fn floods_and_repetitions_are_refused() {
     assert_eq!(problems[0].message, "are 10000, at most 32 are allowed");
     assert_eq!(paths(|it| it.spec.containers.push(container("main"))), ["spec.containers[1].name"]);
     assert_eq!(paths(|it| it.spec.containers.clear()), ["spec.containers"]);
-    for name in ["logs", "a.b", &"x".repeat(64)] {
+    for name in ["logs", "a.b", "shim.sock", &"x".repeat(64)] {
+        assert!(paths(|it| it.spec.containers[0].name = name.into()).is_empty(), "{name}");
+    }
+    for name in ["", ".a", "a..b", "a/b", &"x".repeat(65)] {
         assert_eq!(
             paths(|it| it.spec.containers[0].name = name.into()),
             ["spec.containers[0].name"]

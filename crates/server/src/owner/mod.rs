@@ -22,8 +22,9 @@ mod task;
 mod work;
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use atoll_model::boost::Boosts;
 use atoll_model::ids::{SandboxName, SandboxUid};
 use atoll_model::spec::{Class, SandboxSpec};
 use atoll_runtime::Runtime;
@@ -50,6 +51,7 @@ pub(crate) struct Context {
     pub(crate) missing: Vec<(Class, String)>,
     pub(crate) node_name: String,
     pub(crate) launches: Arc<Semaphore>,
+    pub(crate) boosts: Mutex<Boosts>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) traces: Traces,
     /// Below it lie the directories of sandboxes, named by uid.
@@ -59,6 +61,12 @@ pub(crate) struct Context {
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the server ends: owners then stop, sandboxes go on.
     pub(crate) ending: CancellationToken,
+}
+
+impl Context {
+    fn boosts(&self) -> MutexGuard<'_, Boosts> {
+        self.boosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What others ask of an owner.

@@ -16,7 +16,11 @@ impl Owner {
         match event {
             None => self.lose_shim("its shim was lost"),
             Some(ShimEvent::Spawned { at_monotonic_micros }) => {
-                self.mark(timeline::Phase::Spawn, at_monotonic_micros)
+                self.mark(timeline::Phase::Spawn, at_monotonic_micros);
+                if let Some(plan) = &self.plan {
+                    let (uid, millis) = (self.subject.uid, plan.boost_millis);
+                    self.context.boosts().begun(uid, millis, at_monotonic_micros);
+                }
             }
             Some(ShimEvent::Isolated { at_monotonic_micros, .. }) => {
                 self.mark(timeline::Phase::Sandbox, at_monotonic_micros)

@@ -274,6 +274,7 @@ impl Owner {
                 self.publish_timeline();
             }
             Phase::Succeeded | Phase::Failed => {
+                self.context.boosts().end(self.subject.uid);
                 let Cause { reason, message } =
                     self.state.cause.clone().unwrap_or_else(|| cause("Unknown", ""));
                 self.context.metrics.ended(&reason);
@@ -335,6 +336,7 @@ impl Owner {
 
     /// Nothing runs that could be spoken to.
     pub(super) fn let_go(&mut self) {
+        self.context.boosts().end(self.subject.uid);
         self.events = None;
         self.live.send_replace(None);
     }
@@ -389,6 +391,7 @@ impl Owner {
 
     pub(super) fn destroy(&mut self, purpose: Destroying) {
         self.destroying = Some(purpose);
+        self.context.boosts().end(self.subject.uid);
         self.work = Some(work::destroy(&self.context, &self.subject));
     }
 
@@ -445,7 +448,10 @@ impl Owner {
         self.set_digests(images.iter().map(|it| it.image.digest.clone()));
         let planned = work::make_plan(&self.subject, &self.subject.spec, images);
         match (planned, self.runtime()) {
-            (Ok(plan), Some(runtime)) => {
+            (Ok(mut plan), Some(runtime)) => {
+                let now = atoll_sys::clock::monotonic_micros();
+                let uid = self.subject.uid;
+                plan.boost_millis = self.context.boosts().grant(uid, plan.boost_millis, now);
                 self.plan = Some(Arc::new(plan.clone()));
                 self.work = Some(work::launch(runtime, plan, permit));
             }

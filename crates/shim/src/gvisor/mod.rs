@@ -37,7 +37,7 @@ use atoll_sys::placed_child::Place;
 use atoll_sys::process::{self, ProcessIdentity, ProcessState};
 use atoll_wire::guest::{Boot, ProcessSpec};
 use atoll_wire::record::ShimRecord;
-use atoll_wire::shim::{ContainerPlan, GvisorPlacement, Launch, SandboxPlan};
+use atoll_wire::shim::{ContainerPlan, GvisorPlacement, Launch, SandboxPlan, container_directory};
 
 use crate::engine::{Begun, EndEvidence, Engine, EngineError, Resources, StandardStreams};
 use file_systems::ContainerDirectory;
@@ -124,7 +124,7 @@ impl GvisorEngine {
     }
 
     fn container_directory(&self, container: &ContainerPlan) -> ContainerDirectory {
-        ContainerDirectory::new(&self.directory, &container.name)
+        ContainerDirectory::new(&self.directory, &container_directory(&container.name))
     }
 
     /// Containers share a Sentry that a keeper keeps.

@@ -11,7 +11,9 @@ use atoll_sys::process::{
 };
 use atoll_wire::guest::HostMessage;
 use atoll_wire::record::{EndRecord, RECORD_VERSION, ShimRecord};
-use atoll_wire::shim::{Init, Launch, SHIM_PROTOCOL_VERSION, ShimEvent, ShimReply, SpawnRequest};
+use atoll_wire::shim::{
+    Init, Launch, SHIM_PROTOCOL_VERSION, ShimEvent, ShimReply, SpawnRequest, container_directory,
+};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -134,13 +136,7 @@ fn check_launch(launch: &Launch, directory: &Path) -> Result<(), String> {
     }
     for (at, container) in launch.plan.containers.iter().enumerate() {
         let name = &container.name;
-        let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        let first = name.as_bytes().first();
-        if name.len() > 63
-            || !first.is_some_and(u8::is_ascii_alphanumeric)
-            || !name.bytes().all(known)
-            || ["logs", "shim.sock", "shim.lock", "reserve"].contains(&name.as_str())
-        {
+        if name.parse::<atoll_model::ids::ContainerName>().is_err() {
             return Err("launch.json has a container whose name cannot be used".into());
         }
         if launch.plan.containers[..at].iter().any(|earlier| earlier.name == *name) {
@@ -229,7 +225,7 @@ impl Shim {
         self.listener = Some(listen(self.directory.path())?);
         let logs = self.directory.make_directory("logs")?;
         for plan in self.launch.plan.containers.clone() {
-            let directory = self.directory.make_directory(&plan.name)?;
+            let directory = self.directory.make_directory(&container_directory(&plan.name))?;
             let peer = Peer::open(&plan, &directory, taking_over)?;
             let log = LogWriter::open(&logs, &plan.name, plan.log_bytes);
             self.containers.push(Container::new(plan, peer, log));
@@ -271,7 +267,7 @@ impl Shim {
         let boot = self.engine.boot(at).map_err(|error| error.to_string())?;
         let container = &mut self.containers[at];
         container.peer.send(MAIN, HostMessage::Boot(boot)).map_err(|error| error.to_string())?;
-        let directory = self.directory.path().join(&container.plan.name);
+        let directory = self.directory.path().join(container_directory(&container.plan.name));
         let streams =
             container.peer.first_process_streams(&directory).map_err(|error| error.to_string())?;
         let begun = self.engine.begin(at, streams).map_err(|error| error.to_string())?;

@@ -43,7 +43,8 @@ impl Rogue {
                 .open(sandbox.path(name))
                 .unwrap()
         };
-        let (out, requests) = (open("main/guest.out", false), open("main/guest.in", false));
+        let (out, requests) =
+            (open("container.main/guest.out", false), open("container.main/guest.in", false));
         let mut rogue = Self { sandbox, client, out, decoder: Decoder::new(), requests };
         let epoch = match rogue.next_request() {
             HostMessage::Hello(hello) => hello.epoch,

@@ -60,9 +60,11 @@ fn launch(names: &[&str]) -> Launch {
 #[test]
 fn names_in_a_launch_can_be_used_as_parts_of_paths() {
     let directory = Path::new("/sandboxes/0123456789abcdef");
-    assert_eq!(check_launch(&launch(&["main", "side-car.2"]), directory), Ok(()));
-    for bad in ["", ".", "..", "../x", "a/b", "-a", "a b", "logs", "shim.sock", "shim.lock", "a\n"]
-    {
+    let long = "x".repeat(64);
+    let good = ["main", "side-car.2", "logs", "shim.sock", "launch.json", &long];
+    assert_eq!(check_launch(&launch(&good), directory), Ok(()));
+    let longer = "x".repeat(65);
+    for bad in ["", ".", "..", "../x", "a..b", "a/b", "-a", "a b", "a\n", &longer] {
         assert!(check_launch(&launch(&[bad]), directory).is_err(), "{bad:?}");
     }
     assert!(check_launch(&launch(&[]), directory).is_err());
