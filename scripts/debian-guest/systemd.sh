@@ -51,6 +51,28 @@ check creates atoll create -f /tmp/keeper.yaml
 check becomes_running atoll wait sandbox/keeper --for running --timeout 120s
 before=$(first_process)
 check has_a_first_process test -n "$before"
+# The wall clock jumps, there and back: times to live are counted by a clock that does not. Only here: on a machine of its own.
+for timed in "late 3600" "soon 20"; do
+    cat <<MANIFEST | atoll create -f - >/dev/null
+kind: Sandbox
+id: ${timed% *}
+spec:
+  class: container
+  ttl_seconds: ${timed#* }
+  containers:
+    - name: main
+      image: busybox:latest
+      args: [sleep, "5000"]
+MANIFEST
+done
+check becomes_running_with_a_deadline atoll wait sandbox/late --for running --timeout 120s
+check clock_goes_forth sh -c 'date -s "+2 hours" >/dev/null'
+check a_clock_set_forth_ends_nobody atoll exec late -- true
+check clock_goes_back sh -c 'date -s "-4 hours" >/dev/null'
+check a_clock_set_back_keeps_nobody atoll wait sandbox/soon --for deleted --timeout 120s
+check others_go_on atoll exec late -- true
+check clock_is_right_again sh -c 'date -s "+2 hours" >/dev/null'
+check deletes_one_with_a_deadline atoll delete sandbox/late
 check restarts systemctl restart atoll
 check serves_again serves
 check is_the_same_process test "$(first_process)" = "$before"

@@ -5,6 +5,7 @@
 //!      │                    └─► exec / attach / upload / download / signal while it runs
 //!      └─► Err: nothing is left of it            stop(grace) ──► Exited(Stopped) ──► Ended
 //! adopt(uid) after a restart: Running (same events from now on) | Ended(record) | Gone
+//! clear(uid): the same as destroy, but for the directory with its records and logs
 //! destroy(uid): idempotent, at any time, ends with nothing left on the host, directory included
 //! ```
 
@@ -158,6 +159,10 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Uids of everything on this host that is this instance's: directories, cgroups, processes, whether known or not.
     async fn inventory(&self) -> Result<Vec<String>, RuntimeError>;
+
+    /// Kills what is left of a sandbox and removes all of it from the host but its directory: records and logs stay until it is destroyed.
+    /// Idempotent; an unknown uid is fine.
+    async fn clear(&self, uid: &str) -> Result<(), RuntimeError>;
 
     /// Kills what is left of a sandbox and removes all of it, its directory too. Idempotent; an unknown uid is fine.
     async fn destroy(&self, uid: &str) -> Result<(), RuntimeError>;

@@ -102,7 +102,10 @@ pub(crate) struct RunArgs {
 #[command(after_help = "Examples:
   atoll exec work -- ls -l /
   atoll exec -it work -- sh
-  tar c . | atoll exec -i work -- tar x -C /src")]
+  tar c . | atoll exec -i work -- tar x -C /src
+
+A client that ends before its command (a second Ctrl-C, a lost connection) ends itself alone: a command with a terminal
+is hung up (SIGHUP), any other goes on, and ends with its sandbox at the latest.")]
 pub(crate) struct ExecArgs {
     /// Pass standard input on to the command
     #[arg(short, long)]

@@ -9,7 +9,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod flood;
 mod kills;
+mod registry;
 mod restarts;
 mod seed;
+mod shortage;
 mod trouble;

@@ -13,7 +13,7 @@ fn create(instance: &Instance, class: &str, name: &str, script: &str) {
 }
 
 /// Pids of the shims of an instance, by their record; the shim of one sandbox.
-fn shim_pid(instance: &Instance, name: &str) -> Pid {
+pub(crate) fn shim_pid(instance: &Instance, name: &str) -> Pid {
     let sandbox = instance.sandbox(name).expect("the sandbox is there");
     let uid = sandbox["uid"].as_str().expect("a uid");
     let path = instance.data_dir().join("sandboxes").join(uid).join("shim.json");
@@ -23,7 +23,7 @@ fn shim_pid(instance: &Instance, name: &str) -> Pid {
     pid.and_then(Pid::from_raw).expect("a pid")
 }
 
-fn kill(instance: &Instance, pid: Pid) {
+pub(crate) fn kill(instance: &Instance, pid: Pid) {
     kill_process(pid, Signal::KILL).expect("it is alive");
     wait_until("it is dead", || {
         !processes_of(&instance.data_dir()).contains(&pid.as_raw_nonzero().get())

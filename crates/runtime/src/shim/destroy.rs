@@ -28,15 +28,42 @@ const KILLED_WITHIN: Duration = Duration::from_secs(5);
 /// Between looks at a lock.
 const PAUSE: Duration = Duration::from_micros(500);
 
+/// See [`crate::Runtime::clear`].
+pub(super) async fn clear(host: &Arc<ShimHost>, uid: &str) -> Result<(), RuntimeError> {
+    if !is_uid(uid) {
+        return Ok(());
+    }
+    let directory = host.layout.sandbox(uid);
+    end_if_held(&directory).await;
+    let (host, uid) = (Arc::clone(host), uid.to_owned());
+    blocking(move || {
+        let _lock = kill(&host, &uid)?;
+        // The disks are worth nothing to anybody any more.
+        let containers = match directory.launch() {
+            Found::Whole(launch) => launch.plan.containers,
+            Found::Absent | Found::Unfinished | Found::Damaged(_) => Vec::new(),
+        };
+        for container in containers {
+            let disk = directory.disk(&container.name);
+            match fs::remove_file(&disk) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(io_error("remove", &disk)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
 /// See [`crate::Runtime::destroy`].
 pub(super) async fn destroy(host: &Arc<ShimHost>, uid: &str) -> Result<(), RuntimeError> {
     if !is_uid(uid) {
         return Ok(());
     }
     let directory = host.layout.sandbox(uid);
-    if matches!(directory.lock(), Ok(ShimLock::Held)) {
-        end_orderly(&directory).await;
-    }
+    end_if_held(&directory).await;
     let (host, uid) = (Arc::clone(host), uid.to_owned());
     blocking(move || {
         // Kept until the directory is gone: a shim that was still to begin finds it taken.
@@ -48,6 +75,12 @@ pub(super) async fn destroy(host: &Arc<ShimHost>, uid: &str) -> Result<(), Runti
         Ok(())
     })
     .await
+}
+
+async fn end_if_held(directory: &SandboxDirectory) {
+    if matches!(directory.lock(), Ok(ShimLock::Held)) {
+        end_orderly(directory).await;
+    }
 }
 
 /// Asks the shim to kill and remove everything itself, which it does best. In vain, the rest is done without it.

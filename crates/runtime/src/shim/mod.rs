@@ -126,6 +126,11 @@ impl Runtime for ShimRuntime {
         .await
     }
 
+    async fn clear(&self, uid: &str) -> Result<(), RuntimeError> {
+        self.host.launches.give_up(uid).await;
+        destroy::clear(&self.host, uid).await
+    }
+
     async fn destroy(&self, uid: &str) -> Result<(), RuntimeError> {
         self.host.launches.give_up(uid).await;
         destroy::destroy(&self.host, uid).await

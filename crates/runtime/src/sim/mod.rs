@@ -112,6 +112,13 @@ impl Runtime for SimRuntime {
         Ok(self.host.uids())
     }
 
+    async fn clear(&self, uid: &str) -> Result<(), RuntimeError> {
+        if let Some(Entry::Known(sandbox)) = self.host.remove(uid) {
+            sandbox.kill_unseen();
+        }
+        Ok(())
+    }
+
     async fn destroy(&self, uid: &str) -> Result<(), RuntimeError> {
         if let Some(Entry::Known(sandbox)) = self.host.remove(uid) {
             sandbox.kill_unseen();

@@ -48,7 +48,10 @@ impl Owner {
     }
 
     pub(super) fn carry_out(&mut self, found: Found) {
+        // What died together with its shim, or with the host, may have left groups and files that nobody removed.
+        let unclean = matches!(found, Found::Gone(_));
         match recovery::plan(self.state.phase, found) {
+            Plan::Keep if unclean => self.destroy(Destroying::ToKeepRecord),
             // Running ones were followed already; kept records and deletions need nothing here.
             Plan::Follow | Plan::Keep | Plan::FinishDelete => {}
             Plan::Begin => self.destroy(Destroying::BeforeBeginning),
@@ -58,6 +61,9 @@ impl Owner {
                     self.tell(true, "Quarantined", cause.message.clone());
                 }
                 self.apply(Event::Lost(cause), Urgency::Now);
+                if unclean {
+                    self.destroy(Destroying::ToKeepRecord);
+                }
             }
             Plan::LookAgain(message) => {
                 self.apply(Event::Unreachable(message), Urgency::Now);

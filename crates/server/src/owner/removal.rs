@@ -83,7 +83,10 @@ impl Owner {
             for waiter in self.waiters.drain(..) {
                 waiter.send(Err(message.clone())).ok();
             }
-            if self.state.cause.as_ref().is_none_or(|cause| cause.message != message) {
+            // Why a record that stays is as it is matters more than what is in the way of its cleaning.
+            if purpose != Destroying::ToKeepRecord
+                && self.state.cause.as_ref().is_none_or(|cause| cause.message != message)
+            {
                 self.state.cause = Some(Cause { reason: "DestroyFailed".to_owned(), message });
                 self.persist.note(Urgency::Now);
             }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::pace::Pace;
 use super::persist::{Persist, Urgency};
-use super::work::{self, After, Outcome, Work};
+use super::work::{self, After, Outcome, Removal, Work};
 use super::{Command, Context, Live, Marks, Subject, status};
 use crate::plan::PlannedImage;
 use crate::store::NewEvent;
@@ -41,7 +41,7 @@ pub(super) enum Destroying {
     ForDeletion,
     /// It is begun from the start.
     BeforeBeginning,
-    /// The record stays.
+    /// The record stays, and the directory with the logs.
     ToKeepRecord,
 }
 
@@ -392,7 +392,11 @@ impl Owner {
     pub(super) fn destroy(&mut self, purpose: Destroying) {
         self.destroying = Some(purpose);
         self.context.boosts().end(self.subject.uid);
-        self.work = Some(work::destroy(&self.context, &self.subject));
+        let removal = match purpose {
+            Destroying::ForDeletion | Destroying::BeforeBeginning => Removal::All,
+            Destroying::ToKeepRecord => Removal::AllButDirectory,
+        };
+        self.work = Some(work::destroy(&self.context, &self.subject, removal));
     }
 
     fn take_command(&mut self, command: Command) {

@@ -199,14 +199,23 @@ pub(super) fn adopt(runtime: Arc<dyn Runtime>, uid: String) -> Work {
     })
 }
 
-/// Removes all of a sandbox from the host, and its leases.
-pub(super) fn destroy(context: &Arc<Context>, subject: &Subject) -> Work {
+/// How much of a sandbox goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Removal {
+    /// Everything.
+    All,
+    /// Everything but its directory, where its logs lie.
+    AllButDirectory,
+}
+
+/// Removes a sandbox from the host, and its leases.
+pub(super) fn destroy(context: &Arc<Context>, subject: &Subject, removal: Removal) -> Work {
     let context = Arc::clone(context);
     let (uid, class) = (subject.uid.to_string(), subject.class);
     Box::pin(async move {
         let destroyed = match context.runtimes.get(&class) {
-            Some(runtime) => runtime.destroy(&uid).await.map_err(|error| with_causes(&error)),
-            None => destroy_without_runtime(&context, &uid).await,
+            Some(runtime) => remove(runtime, &uid, removal).await,
+            None => destroy_without_runtime(&context, &uid, removal).await,
         };
         let released = match destroyed {
             Ok(()) => context.images.release(&uid).await.map_err(|error| with_causes(&error)),
@@ -216,10 +225,22 @@ pub(super) fn destroy(context: &Arc<Context>, subject: &Subject) -> Work {
     })
 }
 
+async fn remove(runtime: &Arc<dyn Runtime>, uid: &str, removal: Removal) -> Result<(), String> {
+    let removed = match removal {
+        Removal::All => runtime.destroy(uid).await,
+        Removal::AllButDirectory => runtime.clear(uid).await,
+    };
+    removed.map_err(|error| with_causes(&error))
+}
+
 /// The class is not to be had any more: another one's runtime knows as well how to remove what lies on this host.
-async fn destroy_without_runtime(context: &Context, uid: &str) -> Result<(), String> {
+async fn destroy_without_runtime(
+    context: &Context,
+    uid: &str,
+    removal: Removal,
+) -> Result<(), String> {
     for runtime in context.runtimes.values() {
-        runtime.destroy(uid).await.map_err(|error| with_causes(&error))?;
+        remove(runtime, uid, removal).await?;
     }
     Ok(())
 }

@@ -60,7 +60,8 @@ pub struct SandboxSpec {
     /// Outbound traffic. Refused until the network is enforced.
     #[serde(default)]
     pub egress: bool,
-    /// Seconds from creation to deletion; 0: never.
+    /// Seconds from creation to deletion; 0: never. A step of the wall clock moves it by nothing while the server runs; a server that is
+    /// started again counts from the time of day that status `expire_at` names.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub ttl_seconds: i64,
     /// Seconds without an attached client after which the sandbox is deleted, counted from its creation, from the last detach and from
@@ -161,7 +162,9 @@ pub struct ContainerSpec {
     /// What it may use.
     #[serde(default)]
     pub resource: ResourceSpec,
-    /// `guest` (default) or `image`: who is the first process (atoll).
+    /// `guest` (default) or `image`: who is the first process (atoll). With `image` nobody in the sandbox keeps what atoll's guest would:
+    /// should the sandbox's shim be killed, the command's standard input ends, and the exit code of a command that another shim took over
+    /// is not known (reason `Unknown`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
     /// Keep standard input open for `attach` (atoll).
