@@ -13,6 +13,8 @@ use rustix::io::Errno;
 const MAX_COMMAND_BYTES: u64 = 256;
 /// Bytes of a list's JSON beside its entries, generously.
 const LIST_RESERVE_BYTES: usize = 1024;
+/// How often a signal for everyone looks for processes forked meanwhile. One more is enough unless they fork faster than /proc is read.
+const MOST_ROUNDS: usize = 64;
 
 /// The processes of the container but the guest, by pid, as many as one message takes.
 pub(crate) fn list() -> Vec<ProcessInfo> {
@@ -91,18 +93,33 @@ pub(crate) fn signal_everyone(signal: i32) -> Result<(), Errno> {
     let answer = if rustix::process::getpid() == rustix::process::Pid::INIT {
         atoll_sys::signals::signal_everyone(signal)
     } else {
-        // In a shared pid namespace: everyone is who descends from the guest.
-        descendants().into_iter().try_for_each(|pid| {
-            match atoll_sys::signals::signal_process(pid, signal) {
-                Err(Errno::SRCH) => Ok(()),
-                answer => answer,
-            }
-        })
+        signal_descendants(signal)
     };
     match answer {
         Err(Errno::SRCH) => Ok(()),
         answer => answer,
     }
+}
+
+/// In a shared pid namespace everyone is who descends from the guest. Who forks while the list is read is not in it, and what it has
+/// forked is in the next one: so until nobody is new. A process that has been sent SIGKILL forks no more.
+fn signal_descendants(signal: i32) -> Result<(), Errno> {
+    let mut signalled = Vec::new();
+    for _ in 0..MOST_ROUNDS {
+        let mut new = descendants();
+        new.retain(|pid| !signalled.contains(pid));
+        if new.is_empty() {
+            break;
+        }
+        for pid in &new {
+            match atoll_sys::signals::signal_process(*pid, signal) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        signalled.append(&mut new);
+    }
+    Ok(())
 }
 
 fn own_pid() -> i32 {

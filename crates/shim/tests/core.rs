@@ -14,6 +14,8 @@ mod image_init;
 mod lifecycle;
 #[path = "core/logs.rs"]
 mod logs;
+#[path = "core/older_guest.rs"]
+mod older_guest;
 #[path = "core/rogue_guest.rs"]
 mod rogue_guest;
 #[path = "core/streams.rs"]

@@ -150,6 +150,9 @@ fn a_new_host_finds_everything_where_it_was() {
         }),
     );
     let GuestMessage::Started(started) = host.event(0) else { panic!("not started") };
+    // What it says first comes when its shell has come so far.
+    let begun = GuestMessage::Stdout { offset: 0, data: b"begun\n".to_vec() };
+    while host.next_message() != (0, begun.clone()) {}
     let ran = host.run(1, shell("exit 3"));
     assert_eq!(ran.code(), Some(3));
     host.send(2, HostMessage::Exec(shell("exit 4")));

@@ -42,6 +42,8 @@ pub(super) struct Container {
     pub(super) last_word: Option<LastWord>,
     /// The exit is on disk and told.
     pub(super) recorded: bool,
+    /// Why its guest, which answers, cannot be spoken with.
+    pub(super) stranger: Option<String>,
     /// Bit n: a client sent signal n + 1.
     pub(super) signals_sent: u64,
     /// What subscribers were told about dropped output.
@@ -63,6 +65,7 @@ impl Container {
             exit: None,
             last_word: None,
             recorded: false,
+            stranger: None,
             signals_sent: 0,
             told_dropped_bytes,
         }
@@ -135,7 +138,7 @@ impl Container {
         } else if !self.peer.is_acknowledged() {
             Some(format!("container {name} is still starting"))
         } else {
-            None
+            self.stranger.clone()
         }
     }
 }

@@ -22,6 +22,8 @@ use atoll_sys::clock;
 
 /// How long the first state after a takeover waits for guests to answer.
 const STATE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most characters shown of what a guest says its build is.
+const BUILD_CHARS: usize = 40;
 
 impl Shim {
     /// Finds out what still runs and goes on with it.
@@ -104,12 +106,14 @@ impl Shim {
     /// A guest has answered.
     pub(super) fn acknowledged(&mut self, at: usize, ack: &HelloAck) {
         if ack.version != PROTOCOL_VERSION {
+            let build: String =
+                ack.build.chars().filter(|c| !c.is_control()).take(BUILD_CHARS).collect();
             let message = format!(
-                "the guest of atoll {} speaks none of the versions of its protocol that this shim knows ({PROTOCOL_VERSION})",
-                ack.build
+                "the guest of atoll {build} speaks none of the versions of its protocol that this shim knows ({PROTOCOL_VERSION})"
             );
             if self.adopted {
-                // It runs, and cannot be spoken with: it is left alone, and its end will be seen.
+                // It runs, and cannot be spoken with: it is left alone, who asks something of it is told, and its end will be seen.
+                self.containers[at].stranger = Some(message);
                 return;
             }
             return self.fail_launch(message);

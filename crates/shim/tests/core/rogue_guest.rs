@@ -14,16 +14,17 @@ use rustix::fs::OFlags;
 use crate::harness::{Client, Sandbox, Spawner, container, shell, wait_until};
 
 /// The test speaks as the guest of the first container, whose process only sleeps.
-struct Rogue {
-    sandbox: Sandbox,
-    client: Client,
+pub(crate) struct Rogue {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) client: Client,
     out: std::fs::File,
     decoder: Decoder,
     requests: std::fs::File,
 }
 
 impl Rogue {
-    fn start(spawner: &Spawner) -> Self {
+    /// A guest that has not answered yet; and the epoch of its Hello.
+    pub(crate) fn begin(spawner: &Spawner) -> (Self, u64) {
         let sandbox = Sandbox::with(vec![container("main", "true")], |launch| {
             let guest = launch.placement.directory.parent().unwrap().join("rogue");
             let script = "#!/bin/sh\nexec sleep 1000\n";
@@ -46,10 +47,12 @@ impl Rogue {
         let (out, requests) =
             (open("container.main/guest.out", false), open("container.main/guest.in", false));
         let mut rogue = Self { sandbox, client, out, decoder: Decoder::new(), requests };
-        let epoch = match rogue.next_request() {
-            HostMessage::Hello(hello) => hello.epoch,
-            other => panic!("Hello comes first: {other:?}"),
-        };
+        let epoch = rogue.hello();
+        (rogue, epoch)
+    }
+
+    fn start(spawner: &Spawner) -> Self {
+        let (mut rogue, epoch) = Self::begin(spawner);
         rogue.say(
             0,
             GuestMessage::HelloAck(HelloAck {
@@ -65,25 +68,34 @@ impl Rogue {
         rogue
     }
 
-    fn next_request(&mut self) -> HostMessage {
+    /// The next Hello's epoch; other requests before it are passed over.
+    pub(crate) fn hello(&mut self) -> u64 {
+        loop {
+            if let HostMessage::Hello(hello) = self.next_request().1 {
+                return hello.epoch;
+            }
+        }
+    }
+
+    pub(crate) fn next_request(&mut self) -> (u32, HostMessage) {
         use std::io::Read;
         let mut buffer = [0; 4096];
         loop {
             if let Some(frame) = self.decoder.next_frame() {
-                return HostMessage::from_frame(frame).unwrap();
+                return (frame.stream, HostMessage::from_frame(frame).unwrap());
             }
             let count = self.requests.read(&mut buffer).unwrap();
             self.decoder.push(&buffer[..count]);
         }
     }
 
-    fn say(&mut self, stream: u32, message: GuestMessage) {
+    pub(crate) fn say(&mut self, stream: u32, message: GuestMessage) {
         let mut bytes = Vec::new();
         message.into_frame(stream).unwrap().encode(&mut bytes).unwrap();
         self.out.write_all(&bytes).unwrap();
     }
 
-    fn raw(&mut self, frame: &Frame) {
+    pub(crate) fn raw(&mut self, frame: &Frame) {
         let mut bytes = Vec::new();
         frame.encode(&mut bytes).unwrap();
         self.out.write_all(&bytes).unwrap();
