@@ -10,13 +10,13 @@ import sys
 ALLOWED = {
     "atoll-model": set(),
     "atoll-sys": set(),
-    "atoll-wire": {"atoll-model"},
-    "atoll-image": {"atoll-model", "atoll-sys"},
+    "atoll-wire": set(),
+    "atoll-image": {"atoll-model"},
     "atoll-guest": {"atoll-wire", "atoll-sys"},
     "atoll-shim": {"atoll-model", "atoll-wire", "atoll-sys"},
     "atoll-programs": set(),
-    "atoll-runtime": {"atoll-model", "atoll-wire", "atoll-sys", "atoll-image"},
-    "atoll-server": {"atoll-model", "atoll-wire", "atoll-sys", "atoll-image", "atoll-runtime"},
+    "atoll-runtime": {"atoll-model", "atoll-wire", "atoll-sys"},
+    "atoll-server": {"atoll-model", "atoll-wire", "atoll-sys", "atoll-runtime"},
     "atoll": {
         "atoll-model", "atoll-wire", "atoll-sys", "atoll-image", "atoll-programs", "atoll-runtime", "atoll-server",
     },
