@@ -30,20 +30,20 @@ pub(crate) use values::{
 /// Where state lies when nothing else is said. SOURCE: the file hierarchy standard.
 pub(crate) const DEFAULT_DATA_DIRECTORY: &str = "/var/lib/atoll";
 
-const ABOUT: &str = "atoll runs untrusted code in isolated sandboxes on this machine, from OCI images, with limits, within milliseconds.";
+const ABOUT: &str = "Runs untrusted code in isolated sandboxes on this machine: from OCI images, with limits, in milliseconds.";
 
 const EXAMPLES: &str = "Examples:
-  atoll up --detach                                  start atoll on this machine
-  atoll run busybox -- echo hello                    run a command in a sandbox, gone afterwards
-  echo 'print(6*7)' | atoll run -i python -- python -    stream code in, output and exit code out
-  atoll run --keep --name work busybox -- sleep 1h   one that stays
-  atoll exec -it work -- sh                          a shell in it
-  atoll get sandboxes                                what there is
-  atoll describe sandbox/work                        where its start-up time went, and what happened
-  atoll down                                         end atoll and everything that runs
+  atoll up --detach                                      start atoll on this machine
+  atoll run busybox -- echo hello                        a command in a sandbox, gone afterwards
+  echo 'print(6*7)' | atoll run -i python -- python -    code in, output and exit code out
+  atoll run --keep --name work busybox -- sleep 1h       one that stays
+  atoll exec -it work -- sh                              a shell in it
+  atoll get sandboxes                                    what there is
+  atoll describe sandbox/work                            where its start-up time went
+  atoll down                                             end atoll and all that runs
 
-Exit codes: that of the command for `run` and `exec` (125: it could not be begun), else 0 for success, 1 for failure, 2 for a
-command line that cannot be understood.";
+Exit codes: for `run` and `exec` that of the command (125: it could not be begun);
+else 0 for success, 1 for failure, 2 for a command line that makes no sense.";
 
 /// The whole command line.
 #[derive(Debug, Parser)]

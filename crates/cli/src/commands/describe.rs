@@ -89,7 +89,7 @@ fn sandbox_text(sandbox: &Sandbox, events: &[Event], styles: Styles, now: Timest
     text.optional("Reason", status.reason.as_ref());
     text.optional("Last error", status.last_error.as_ref());
     text.optional("Class", status.class.as_ref().or(sandbox.spec.class.as_ref()));
-    text.optional("Limits hold for", status.limits_scope.as_ref());
+    text.optional("Limits per", status.limits_scope.as_ref());
     text.optional("Node", status.node_name.as_ref());
     text.optional("Address", status.ip.as_ref());
     text.line(
