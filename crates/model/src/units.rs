@@ -1,4 +1,4 @@
-//! Quantities with their units in the type: bytes, milli-CPUs, milliseconds.
+//! Quantities with their units in the type: bytes, milli-CPUs, points in time.
 //!
 //! Parsing follows the Kubernetes quantity grammar (decimal number, optional exponent, suffix
 //! `n u m k M G T P E` or `Ki Mi Gi Ti Pi Ei`), exactly, in integers, rounding up.
@@ -38,10 +38,6 @@ pub struct Bytes(pub u64);
 /// Thousandths of one CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct MilliCpu(pub u64);
-
-/// A duration in whole milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Millis(pub u64);
 
 /// A point in time: microseconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

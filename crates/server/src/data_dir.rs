@@ -21,6 +21,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use atoll_sys::process::ProcessIdentity;
@@ -86,7 +87,7 @@ impl DataDir {
             let path = path.to_owned();
             move |source| DataDirError::Io { operation, path, source }
         };
-        std::fs::create_dir_all(path).map_err(io("create", path))?;
+        Self::create(path)?;
         let path = path.canonicalize().map_err(io("resolve", path))?;
         let lock_path = path.join("lock");
         let lock = File::options()
@@ -110,6 +111,24 @@ impl DataDir {
         data_dir.note_pid(&lock_path);
         data_dir.check_layout()?;
         Ok(data_dir)
+    }
+
+    /// Makes the directory, for its owner alone, where there is none. Does not lock it.
+    ///
+    /// # Errors
+    /// [`DataDirError::Io`].
+    pub fn create(path: &Path) -> Result<(), DataDirError> {
+        let failed =
+            |source| DataDirError::Io { operation: "create", path: path.to_owned(), source };
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(failed)?;
+        }
+        match std::fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if !(error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir()) => {
+                Err(failed(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// For people only: the lock itself is the kernel's.
@@ -264,6 +283,14 @@ mod tests {
         }
         drop(first);
         DataDir::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_new_data_directory_is_its_owners_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new/data");
+        DataDir::open(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]

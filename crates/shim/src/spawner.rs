@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use atoll_sys::forking::{
     EndedChildren, Forked, SingleThread, exit_copy, set_ended_children, take_inherited,
 };
+use atoll_sys::helper_program::INHERITED_DESCRIPTOR;
 use atoll_sys::packet::{MAX_PACKET_DESCRIPTORS, receive_packet};
 use atoll_wire::shim::{
     DescriptorRole, Launch, MAX_SPAWN_DESCRIPTORS, MAX_SPAWN_PACKET_BYTES, SHIM_PROTOCOL_VERSION,
@@ -16,9 +17,6 @@ use atoll_wire::shim::{
 
 use crate::engine::{Engine, EngineError, Resources};
 use crate::shim;
-
-/// The descriptor on which a spawner finds its socket.
-pub const SPAWNER_SOCKET: i32 = 3;
 
 const _: () = assert!(MAX_SPAWN_DESCRIPTORS <= MAX_PACKET_DESCRIPTORS);
 
@@ -30,7 +28,7 @@ pub type MakeEngine = fn(&Launch, Resources) -> Result<Box<dyn Engine>, EngineEr
 /// # Errors
 /// The socket is missing or broken, or this process has threads.
 pub fn run(make_engine: MakeEngine) -> std::io::Result<()> {
-    let socket = take_inherited(SPAWNER_SOCKET)?;
+    let socket = take_inherited(INHERITED_DESCRIPTOR)?;
     let alone = SingleThread::verify()?;
     set_ended_children(EndedChildren::Vanish)?;
     // Inherited by all shims and what they start: what crashes in a sandbox is not for the host's root to parse.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
-use atoll_server::ListenAddress;
+use atoll_server::{DataDir, ListenAddress};
 use rustix::stdio::{dup2_stderr, dup2_stdout};
 
 use super::bounded_log::{self, BoundedLog};
@@ -29,8 +29,7 @@ pub(super) fn start(
     listen: &ListenAddress,
     enable_sim: bool,
 ) -> anyhow::Result<Serving> {
-    std::fs::create_dir_all(data_dir)
-        .with_context(|| format!("cannot create the data directory {}", data_dir.display()))?;
+    DataDir::create(data_dir)?;
     let data_dir = data_dir
         .canonicalize()
         .with_context(|| format!("cannot resolve the data directory {}", data_dir.display()))?;

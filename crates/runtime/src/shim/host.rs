@@ -122,12 +122,6 @@ impl ShimHost {
         &self.layout.data_dir
     }
 
-    /// Whether sandboxes have host ids of their own.
-    #[must_use]
-    pub const fn has_own_ids(&self) -> bool {
-        self.ids.is_some()
-    }
-
     /// The pids of the spawners that live.
     #[must_use]
     pub fn spawner_pids(&self) -> Vec<i32> {

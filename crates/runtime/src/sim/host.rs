@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use atoll_wire::record::{EndRecord, ExitReason};
+use atoll_wire::record::ExitReason;
 
 use super::sandbox::SimSandbox;
 
@@ -114,15 +114,6 @@ impl SimHost {
         let running = |entry: &Entry| matches!(entry, Entry::Known(it) if it.end().is_none());
         let state = self.state();
         state.sandboxes.iter().filter(|(_, it)| running(it)).map(|(uid, _)| uid.clone()).collect()
-    }
-
-    /// How a sandbox ended, if it has.
-    #[must_use]
-    pub fn end_record(&self, uid: &str) -> Option<EndRecord> {
-        match self.find(uid)? {
-            Entry::Known(sandbox) => sandbox.end(),
-            Entry::Gone(_) | Entry::Corrupt(_) => None,
-        }
     }
 
     fn with(&self, uid: &str, action: impl FnOnce(&SimSandbox)) -> bool {
