@@ -45,6 +45,9 @@ pub(super) enum Destroying {
     ToKeepRecord,
 }
 
+/// Tells others of a sandbox that can be spoken to.
+type LiveSender = watch::Sender<Option<Arc<Live>>>;
+
 /// One sandbox's owner.
 pub(super) struct Owner {
     pub(super) context: Arc<Context>,
@@ -52,8 +55,8 @@ pub(super) struct Owner {
     pub(super) state: SandboxState,
     pub(super) persist: Persist,
     commands: mpsc::Receiver<Command>,
-    pub(super) live: watch::Sender<Option<Arc<Live>>>,
-    unread: watch::Sender<Option<Arc<Live>>>,
+    pub(super) live: LiveSender,
+    unread: LiveSender,
     pub(super) work: Option<Work>,
     pub(super) destroying: Option<Destroying>,
     pub(super) events: Option<EventReceiver>,
@@ -77,7 +80,7 @@ impl Owner {
         context: Arc<Context>,
         subject: Subject,
         commands: mpsc::Receiver<Command>,
-        (live, unread): (watch::Sender<Option<Arc<Live>>>, watch::Sender<Option<Arc<Live>>>),
+        (live, unread): (LiveSender, LiveSender),
     ) -> Self {
         let state = status::read(&subject.spec, &subject.record.status);
         let expire_at = subject.record.status.expire_at.as_deref().and_then(crate::time::parse);
