@@ -12,6 +12,7 @@ mod support;
 mod alone;
 mod bench;
 mod files;
+mod hostile_images;
 mod images;
 mod lifecycle;
 mod objects;
