@@ -13,7 +13,7 @@ targets=("$@")
 # What libFuzzer needs from the compiler. SOURCE: clang's SanitizerCoverage; all of them are stable options of rustc.
 export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
-    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 --cfg fuzzing"
+    -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing"
 RUSTFLAGS=$(echo $RUSTFLAGS)
 host=$(rustc -vV | sed -n 's/^host: //p')
 cargo build --release --locked --target "$host" --quiet
