@@ -81,9 +81,9 @@ fn a_command_that_takes_too_long_is_ended() {
             "--",
             "sh",
             "-c",
-            "echo begun; sleep 1000",
+            "sleep 1000",
         ]);
-        assert_eq!(run.ended_with(124), "begun\n");
+        run.ended_with(124);
         run.complains("--timeout");
         instance.has_no_sandboxes();
     });
