@@ -15,6 +15,8 @@ use crate::engine::{Begun, EndEvidence, EngineError};
 const SIGKILL: i32 = 9;
 /// How long the Sentry may take to say that a container has ended already.
 const ENDED_ALREADY_WITHIN: Duration = Duration::from_millis(200);
+/// How long a killed process may take to be waited for (guess: memory is freed first, of up to gigabytes).
+const REAPED_WITHIN: Duration = Duration::from_secs(2);
 /// What the Go runtime exits with after a panic. SOURCE: Go's runtime/panic.go.
 const GO_PANIC_EXIT_CODE: i32 = 2;
 
@@ -151,11 +153,20 @@ impl GvisorEngine {
             self.group = Some(group);
         }
         for pid in std::mem::take(&mut self.children) {
-            // Somebody else's by now, or reaped already: no error.
-            let _ = process::reap(pid, Wait::Now);
+            reap_killed(pid);
         }
         removed
     }
+}
+
+/// Reaps a child that was killed. It leaves its group a moment before it can be waited for.
+fn reap_killed(pid: i32) {
+    // Reaped already: no error.
+    let Ok(pidfd) = process::open_child(pid) else { return };
+    let timeout = Timespec::try_from(REAPED_WITHIN).ok();
+    // Whatever the wait said, the child is asked.
+    let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], timeout.as_ref());
+    let _ = process::reap(pid, Wait::Now);
 }
 
 fn identity(id: &ProcessId) -> ProcessIdentity {
