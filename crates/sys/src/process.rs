@@ -121,6 +121,20 @@ pub fn boot_id() -> Result<String, ProcessError> {
         .map_err(|source| ProcessError::Proc { path: path.into(), source })
 }
 
+/// The children of this process, of all its threads, zombies too. Empty where the kernel does not list them (it needs
+/// CONFIG_PROC_CHILDREN, which distributions set). SOURCE: proc_tid_children(5).
+#[must_use]
+pub fn children_of_self() -> Vec<i32> {
+    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let lists =
+        threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| {
+            list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
+        })
+        .collect()
+}
+
 /// The parent of a process, as this process's pid namespace numbers it; `None` when the process is gone or its parent is outside.
 #[must_use]
 pub fn parent_of(pid: i32) -> Option<i32> {

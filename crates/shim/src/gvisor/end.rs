@@ -141,6 +141,8 @@ impl GvisorEngine {
 
     fn remove_processes(&mut self) -> Result<(), EngineError> {
         let what = "remove the sandbox's control group";
+        // The Sentry's helpers come to this shim one by one, when those who started them have ended.
+        self.note_children();
         let group = match self.group.take() {
             Some(group) => group,
             None => self

@@ -124,12 +124,13 @@ impl GvisorEngine {
         Ok(())
     }
 
-    /// Remembers which processes of the group are this shim's children, to reap them in the end.
-    fn note_children(&mut self) {
-        let Some(group) = &self.group else { return };
-        let me = rustix::process::getpid().as_raw_nonzero().get();
-        for pid in group.processes().unwrap_or_default() {
-            if process::parent_of(pid) == Some(me) {
+    /// Remembers which children of this shim are in the sandbox's group, to reap them in the end.
+    pub(super) fn note_children(&mut self) {
+        let group = format!("/{}", self.plan.uid);
+        for pid in process::children_of_self() {
+            // One that has ended is in no group's list any more, but still says where it was.
+            let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
+            if groups.is_ok_and(|text| text.lines().any(|line| line.contains(&group))) {
                 self.children.insert(pid);
             }
         }
