@@ -130,7 +130,7 @@ impl ImageReference {
     pub fn familiar(&self) -> String {
         let name = if self.registry == DEFAULT_REGISTRY {
             let short = match self.repository.strip_prefix(OFFICIAL_PREFIX) {
-                Some(rest) if !rest.contains('/') => rest,
+                Some(rest) if !rest.contains('/') && !is_image_id(rest) => rest,
                 _ => self.repository.as_str(),
             };
             match short.split_once('/') {
@@ -267,7 +267,7 @@ fn split_name(name: &str) -> Result<(String, String), ImageReferenceError> {
     };
     check_repository(repository)?;
     // INVARIANT: a bare digest never reads as a name, so that commands may take either.
-    if !name.contains('/') && repository.len() == 64 && repository.bytes().all(is_lower_hex) {
+    if !name.contains('/') && is_image_id(repository) {
         return Err(ImageReferenceError::BadRepository { repository: repository.to_owned() });
     }
     let official = registry == DEFAULT_REGISTRY && !repository.contains('/');
@@ -313,6 +313,11 @@ fn check_digest(digest: &str) -> Result<(), ImageReferenceError> {
     if good { Ok(()) } else { Err(ImageReferenceError::BadDigest { digest: digest.to_owned() }) }
 }
 
+/// What people take for an image's id, and no name may look like when it stands alone.
+fn is_image_id(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(is_lower_hex)
+}
+
 fn is_lower_hex(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'f')
 }
@@ -331,6 +336,13 @@ pub fn fuzz_reference(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_official_repository_named_like_an_id_keeps_its_prefix() {
+        let text = format!("library/{}:1", "07".repeat(32));
+        assert_eq!(parts(&text).1, text);
+        fuzz_reference(text.as_bytes());
+    }
 
     fn parts(text: &str) -> (String, String) {
         let reference: ImageReference = text.parse().unwrap();

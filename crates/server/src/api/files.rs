@@ -21,6 +21,10 @@ use super::input::Params;
 use super::{App, Done};
 use crate::owner::Live;
 
+/// Most that is read and thrown away so that a client hears why its upload was refused (guess: what a few seconds bring on loopback).
+const DISCARDED_BYTES: usize = 1 << 30;
+/// For how long.
+const DISCARDED_WITHIN: Duration = Duration::from_secs(10);
 /// Longest silence of a client that sends files.
 const IDLE_DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes handed over at a time.
@@ -113,18 +117,37 @@ pub(super) async fn upload(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
     Params(params): Params<FileParams>,
-    body: Body,
+    mut body: Body,
 ) -> Result<Json<Done>, ApiError> {
     let (live, container, transfer) = begin(&app, &id, params).await?;
     let ProcessStream { input, mut output } = live.sandbox.upload(&container, transfer).await?;
-    // An answer before the end of the body is an error: the rest is not read.
-    tokio::select! {
+    let early = tokio::select! {
         biased;
-        ended = outcome(&mut output) => return ended.map(|()| Json(Done { ok: true })),
-        sent = send(body, &input) => sent?,
+        ended = outcome(&mut output) => Some(ended),
+        sent = send(&mut body, &input) => { sent?; None }
+    };
+    let ended = match early {
+        Some(ended) => ended,
+        None => outcome(&mut output).await,
+    };
+    if ended.is_err() {
+        discard(&mut body).await;
     }
-    outcome(&mut output).await?;
-    Ok(Json(Done { ok: true }))
+    ended.map(|()| Json(Done { ok: true }))
+}
+
+/// Reads on for a while after a refusal: a client that is cut off while it sends sees a broken connection, not the reason.
+async fn discard(body: &mut Body) {
+    let rest = async {
+        let mut left = DISCARDED_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            let read = frame.data_ref().map_or(0, Bytes::len);
+            let Some(less) = left.checked_sub(read) else { break };
+            left = less;
+        }
+    };
+    // Too slow to be told: it sees the connection end.
+    let _ = tokio::time::timeout(DISCARDED_WITHIN, rest).await;
 }
 
 async fn outcome(output: &mut mpsc::Receiver<ProcessOutput>) -> Result<(), ApiError> {
@@ -137,7 +160,7 @@ async fn outcome(output: &mut mpsc::Receiver<ProcessOutput>) -> Result<(), ApiEr
     }
 }
 
-async fn send(mut body: Body, input: &mpsc::Sender<ProcessInput>) -> Result<(), ApiError> {
+async fn send(body: &mut Body, input: &mpsc::Sender<ProcessInput>) -> Result<(), ApiError> {
     loop {
         let frame = tokio::time::timeout(IDLE_DEADLINE, body.frame()).await;
         let frame = frame.map_err(|_| {
