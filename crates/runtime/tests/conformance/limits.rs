@@ -48,7 +48,7 @@ pub(crate) async fn pids_limit(bench: &mut Bench) {
     // EAGAIN for the shell, or an end with its reason: in both cases no more than these live.
     // The workload's own, and the few that atoll has in a container: guest, a helper. gVisor counts after it forks, and
     // lets some more through while several fork at once.
-    let at_most = if bench.class == RuntimeClass::Gvisor { 30 + 15 } else { 30 + 3 };
+    let at_most = if bench.class == RuntimeClass::Gvisor { 30 + 40 } else { 30 + 3 };
     let live = match running.sandbox.processes("main").await {
         Ok(processes) => processes.len(),
         Err(_) => {
