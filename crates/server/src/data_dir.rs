@@ -23,6 +23,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use atoll_sys::process::ProcessIdentity;
 use atoll_wire::record::ProcessId;
@@ -97,14 +98,20 @@ impl DataDir {
             .write(true)
             .open(&lock_path)
             .map_err(io("open", &lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => {
-                let pid = std::fs::read_to_string(&lock_path).unwrap_or_default();
-                return Err(DataDirError::Locked { path, pid: pid.trim().to_owned() });
-            }
-            Err(std::fs::TryLockError::Error(source)) => {
-                return Err(DataDirError::Io { operation: "lock", path: lock_path, source });
+        let give_up_at = Instant::now() + HELD_UNTIL_AN_EXEC;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(std::fs::TryLockError::WouldBlock) if Instant::now() < give_up_at => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(std::fs::TryLockError::WouldBlock) => {
+                    let pid = std::fs::read_to_string(&lock_path).unwrap_or_default();
+                    return Err(DataDirError::Locked { path, pid: pid.trim().to_owned() });
+                }
+                Err(std::fs::TryLockError::Error(source)) => {
+                    return Err(DataDirError::Io { operation: "lock", path: lock_path, source });
+                }
             }
         }
         let data_dir = Self { path, _lock: lock };
@@ -246,6 +253,12 @@ impl DataDir {
 
 /// Version of the layout described above.
 const LAYOUT_VERSION: u32 = 1;
+
+/// How long a lock is waited for that a killed server, or a child it had just forked, may hold for a moment more.
+const HELD_UNTIL_AN_EXEC: Duration = Duration::from_millis(500);
+
+/// Between two tries.
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 #[derive(Serialize, Deserialize)]
 struct Layout {

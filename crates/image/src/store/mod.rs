@@ -24,7 +24,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use atoll_model::image_reference::{ImageReference, parse_registry};
 use rustix::fs::{FlockOperation, flock};
@@ -48,6 +48,10 @@ const HIGH_WATER_PERCENT: u8 = 90;
 const KEPT_UNUSED: Duration = Duration::from_secs(3600);
 /// Format of the store's directory. Older is migrated, newer refused; this is the first.
 const FORMAT: u32 = 1;
+/// How long a lock is waited for that a forked child of its last owner may hold until its exec.
+const HELD_UNTIL_AN_EXEC: Duration = Duration::from_millis(500);
+/// Between two tries.
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Where things are, and bounds.
 #[derive(Debug, Clone)]
@@ -474,13 +478,22 @@ fn make_directory(path: &Path) -> Result<(), ImageError> {
         .map_err(|error| io_error("make the directory", path, error))
 }
 
+/// Takes the store, and waits a little for it: a child of its last user that was just forked holds the lock until its exec.
 fn lock(directory: &Path) -> Result<File, ImageError> {
     let path = directory.join("lock");
     let file = File::create(&path).map_err(|error| io_error("open", &path, error))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(ImageError::Locked { path: directory.into() }),
-        Err(error) => Err(io_error("lock", &path, error)),
+    let give_up_at = Instant::now() + HELD_UNTIL_AN_EXEC;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < give_up_at => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(ImageError::Locked { path: directory.into() });
+            }
+            Err(error) => return Err(io_error("lock", &path, error)),
+        }
     }
 }
 
