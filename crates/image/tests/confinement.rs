@@ -11,6 +11,24 @@ use std::time::{Duration, Instant};
 use atoll_image::{ImageErrorKind, UnpackHelper};
 use support::{Tar, helper, scratch_with};
 
+/// Runs a program for which landlock_create_ruleset (444 on every architecture) does not exist: what a kernel without Landlock answers.
+const WITHOUT_LANDLOCK: &str = "
+import ctypes, os, struct, sys
+ENOSYS = 38
+program = b''.join(struct.pack('HBBI', *each) for each in [
+    (0x20, 0, 0, 0),                      # load the number of the call
+    (0x15, 0, 1, 444),                    # another one: skip
+    (0x06, 0, 0, 0x00050000 | ENOSYS),    # an error
+    (0x06, 0, 0, 0x7fff0000),             # allowed
+])
+text = ctypes.create_string_buffer(program)
+filter = struct.pack('HxxxxxxP', len(program) // 8, ctypes.addressof(text))
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, filter, 0, 0):
+    sys.exit('no filter: ' + os.strerror(ctypes.get_errno()))
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
 #[test]
 fn nothing_that_must_not_be_possible_is() {
     helper().check().unwrap();
@@ -133,4 +151,17 @@ async fn a_helper_that_dies_hangs_or_lies_leaves_nothing() {
         scratch.assert_nothing_half_made();
     }
     assert!(rustix::fs::lgetxattr("/etc", "trusted.overlay.opaque", &mut [0; 1]).is_err());
+}
+
+/// Unpacking is refused where it cannot be confined: there is no way to have it all the same.
+#[tokio::test]
+async fn without_landlock_nothing_is_unpacked() {
+    let program = env!("CARGO_BIN_EXE_atoll-unpack-helper");
+    let helper = UnpackHelper::program("/usr/bin/python3", &["-c", WITHOUT_LANDLOCK, program]);
+    let checked = helper.check().unwrap_err().to_string();
+    assert!(checked.contains("(Landlock)") && checked.contains("lsm="), "{checked}");
+    let scratch = scratch_with(|options| options.helper = helper).await;
+    let error = scratch.import(&Tar::new().file("a", b"x").finish(), "x:1").await.unwrap_err();
+    assert!(error.to_string().contains("a kernel with Landlock"), "{error}");
+    scratch.assert_nothing_half_made();
 }

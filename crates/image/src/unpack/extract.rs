@@ -165,7 +165,7 @@ impl Extractor {
                     .map_err(|error| io_error("look at", path, error))?;
                 if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
                     if self.tree.clear(parent, name, path)? {
-                        self.tree.opaque.insert(path.to_vec());
+                        self.tree.mark_opaque(path.to_vec())?;
                     }
                     make().map_err(|error| io_error("make the directory", path, error))?;
                 }
@@ -176,6 +176,7 @@ impl Extractor {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = fs::openat(parent, name, flags, Mode::empty())
             .map_err(|error| io_error("open the directory", path, error))?;
+        self.tree.remember(path)?;
         self.directory_times.insert(path.to_vec(), modified(entry));
         self.describe(&directory, entry, owner)
     }
@@ -285,7 +286,7 @@ impl Extractor {
         }
         if name == OPAQUE_MARK {
             self.tree.directory(parents)?;
-            self.tree.opaque.insert(join(parents));
+            self.tree.mark_opaque(join(parents))?;
             return Ok(());
         }
         if name.starts_with(AUFS_PREFIX) {
@@ -303,7 +304,7 @@ impl Extractor {
             // What this layer has itself stays: a whiteout is about the layers below.
             Ok(stat) => {
                 if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                    self.tree.opaque.insert(path);
+                    self.tree.mark_opaque(path)?;
                 }
                 Ok(())
             }

@@ -16,6 +16,9 @@ use super::{UnpackError, printable};
 const MAX_DEPTH: usize = 512;
 /// Longest name. SOURCE: NAME_MAX of linux/limits.h.
 const MAX_NAME_BYTES: usize = 255;
+/// Most bytes of directories' paths that are remembered until the end: they bound the memory of the helper and of who reads its answer.
+/// Guess: the largest public images have 40,000 directories with paths of 100 bytes, an eighth of it.
+const MAX_REMEMBERED_BYTES: usize = 32 << 20;
 
 /// An entry's place: names below the root, none for the root itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +83,7 @@ pub(super) fn is_whiteout(stat: &fs::Stat) -> bool {
 pub(super) struct Tree {
     root: OwnedFd,
     last_parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
+    remembered_bytes: usize,
     /// Directories that no entry has described so far.
     pub(super) implicit: BTreeSet<Vec<u8>>,
     /// Directories that hide what is below them.
@@ -88,7 +92,32 @@ pub(super) struct Tree {
 
 impl Tree {
     pub(super) fn new(root: OwnedFd) -> Self {
-        Self { root, last_parent: None, implicit: BTreeSet::new(), opaque: BTreeSet::new() }
+        Self {
+            root,
+            last_parent: None,
+            remembered_bytes: 0,
+            implicit: BTreeSet::new(),
+            opaque: BTreeSet::new(),
+        }
+    }
+
+    /// Counts a path that is kept until the end; an error when there are too many.
+    pub(super) fn remember(&mut self, path: &[u8]) -> Result<(), UnpackError> {
+        self.remembered_bytes += path.len();
+        if self.remembered_bytes > MAX_REMEMBERED_BYTES {
+            return Err(UnpackError::TooLarge {
+                what: "bytes in paths of directories".to_owned(),
+                limit: MAX_REMEMBERED_BYTES as u64,
+            });
+        }
+        Ok(())
+    }
+
+    /// A directory hides what is below it.
+    pub(super) fn mark_opaque(&mut self, path: Vec<u8>) -> Result<(), UnpackError> {
+        self.remember(&path)?;
+        self.opaque.insert(path);
+        Ok(())
     }
 
     pub(super) fn root(&self) -> BorrowedFd<'_> {
@@ -151,13 +180,14 @@ impl Tree {
                 fs::unlinkat(parent, name, AtFlags::empty())
                     .and_then(|()| fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)))
                     .map_err(|error| io_error("replace", path, error))?;
-                self.opaque.insert(path.to_vec());
+                self.mark_opaque(path.to_vec())?;
             }
             Err(error) => return Err(io_error("make the directory", path, error)),
         }
         let root = (Some(Uid::ROOT), Some(Gid::ROOT));
         fs::chownat(parent, name, root.0, root.1, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| io_error("set the owner of", path, error))?;
+        self.remember(path)?;
         self.implicit.insert(path.to_vec());
         Ok(())
     }
