@@ -50,7 +50,7 @@ pub(crate) fn launch(
     shield: &Shield,
     open_files: (u64, u64),
 ) -> Result<Launched, StartFailure> {
-    let program = program(spec, &shield.filter, open_files)?;
+    let program = program(spec, shield, open_files)?;
     if spec.make_working_directory {
         make_directory(&spec.working_directory)?;
     }
@@ -171,7 +171,7 @@ pub(crate) fn identity(
 
 fn program(
     spec: &ProcessSpec,
-    filter: &Filter,
+    shield: &Shield,
     default_open_files: (u64, u64),
 ) -> Result<Program, StartFailure> {
     let Some(name) = spec.args.first().filter(|name| !name.is_empty()) else {
@@ -189,12 +189,13 @@ fn program(
         args: c_strings(&spec.args)?,
         env: c_strings(&spec.env)?,
         working_directory: c_string(&spec.working_directory)?,
-        identity: identity(&spec.user, spec.capabilities, spec.no_new_privileges, filter)?,
+        identity: identity(&spec.user, spec.capabilities, spec.no_new_privileges, &shield.filter)?,
         umask: spec.umask,
         oom_score_adj: spec.oom_score_adj,
         open_files: spec
             .open_files
             .map_or((soft, hard), |files| (files.min(hard), files.min(hard))),
+        processes: shield.processes_of(spec.user.uid),
         controlling_terminal: spec.terminal.is_some(),
     })
 }

@@ -12,46 +12,31 @@
 //!
 //! The channel stays two FIFOs, of which the Sentry holds all ends, so that it survives the shim: a socket from the host would not.
 //!
-//! In return gVisor has a control group file system of its own: the pids limit is set there, so that the workload sees EAGAIN, and the
-//! place is covered as well. Undoing any of it takes CAP_SYS_ADMIN, which a workload does not have.
+//! Undoing any of it takes CAP_SYS_ADMIN, which a workload does not have.
 //!
 //! Fails closed: what cannot be covered or hidden fails the boot or the start.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
 use atoll_sys::seccomp::Filter;
 use atoll_sys::workload::Memory;
 use atoll_sys::workload::hiding::HidingPlace;
-use atoll_wire::guest::GUEST_FAILURE_EXIT_CODE;
+use atoll_wire::guest::{GUEST_FAILURE_EXIT_CODE, UserLimits};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::channel::diagnose;
-use crate::processes::KernelUse;
 
 /// What gVisor says it is, always. No Linux so old could have made the container: it takes clone3 and the mount API.
 /// SOURCE: pkg/sentry/syscalls/linux/linux64.go (LinuxRelease).
 const GVISOR_RELEASE: &[u8] = b"4.4.0";
-/// gVisor's control groups, where the container's configuration has them.
-const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
-/// Of them, the limit of processes and threads of this container.
-const PIDS_MAX: &str = "/sys/fs/cgroup/pids/pids.max";
-
-/// The guest is one of the counted.
-const GUEST: u64 = 1;
-/// Processes above the workload's limit that gVisor lets be where the guest counts too: it sees a count above the limit then, and ends
-/// the workload for that reason. gVisor 20240729 counts loosely: under a fork bomb its own limit only slows.
-const ABOVE_LIMIT: u64 = 1;
-
 /// What was raised.
 #[derive(Debug)]
 pub(crate) struct Shield {
     /// To be in force in every process.
     pub(crate) filter: Filter,
-    /// The kernel alone limits the number of processes, nobody has to count.
-    pub(crate) limits_processes: bool,
+    /// What the kernel is to enforce for every process.
+    user_limits: Option<UserLimits>,
     /// Where the channel is while a child is forked.
     hiding_place: Option<HidingPlace>,
 }
@@ -69,6 +54,11 @@ impl Shield {
         })
     }
 
+    /// Most processes of that user that the kernel lets be, where it is asked.
+    pub(crate) fn processes_of(&self, uid: u32) -> Option<u64> {
+        self.user_limits.map(|limits| if uid == 0 { limits.root } else { limits.other })
+    }
+
     /// What memory a child has: gVisor always forbids to inspect a process that has become another user, and a second address space costs
     /// milliseconds there.
     pub(crate) fn memory(&self) -> Memory {
@@ -76,19 +66,19 @@ impl Shield {
     }
 }
 
-/// Raises what this kernel needs. `filter` is the host's.
+/// Raises what this kernel needs. `filter` and `user_limits` are the host's.
 ///
 /// # Errors
 /// What could not be covered, for people.
 pub(crate) fn raise(
-    kernel_use: KernelUse,
-    pids_limit: Option<u64>,
+    user_limits: Option<UserLimits>,
     filter: Option<&Filter>,
 ) -> Result<Shield, String> {
     let pid = rustix::process::getpid().as_raw_nonzero().get();
-    if rustix::system::uname().release().to_bytes() != GVISOR_RELEASE {
-        let filter = Filter::guarding(pid, false, filter);
-        return Ok(Shield { filter, limits_processes: false, hiding_place: None });
+    let gvisor = rustix::system::uname().release().to_bytes() == GVISOR_RELEASE;
+    let filter = Filter::guarding(pid, gvisor, filter);
+    if !gvisor {
+        return Ok(Shield { filter, user_limits, hiding_place: None });
     }
     for path in [format!("/proc/{pid}/fd"), format!("/proc/{pid}/task/{pid}/fd")] {
         cover(&path)?;
@@ -96,31 +86,9 @@ pub(crate) fn raise(
             return Err(format!("{path} is still to be seen after it was covered"));
         }
     }
-    let guest_counts = kernel_use != KernelUse::Unknown;
-    let room = if guest_counts { GUEST + ABOVE_LIMIT } else { GUEST };
-    let limited = pids_limit.is_some_and(|limit| limit_processes(limit.saturating_add(room)));
-    if Path::new(PIDS_MAX).exists() {
-        cover(CONTROL_GROUPS)?;
-    }
-    if guest_counts && pids_limit.is_some() && !limited {
-        return Err(format!("cannot set {PIDS_MAX}"));
-    }
     let place =
         HidingPlace::new().map_err(|errno| format!("cannot make a socket pair: {errno}"))?;
-    Ok(Shield {
-        filter: Filter::guarding(pid, true, filter),
-        limits_processes: limited && !guest_counts,
-        hiding_place: Some(place),
-    })
-}
-
-/// Says whether the limit holds.
-fn limit_processes(limit: u64) -> bool {
-    let text = limit.to_string();
-    File::options()
-        .write(true)
-        .open(PIDS_MAX)
-        .is_ok_and(|mut file| file.write_all(text.as_bytes()).is_ok())
+    Ok(Shield { filter, user_limits, hiding_place: Some(place) })
 }
 
 /// Mounts an empty directory over a path.

@@ -104,7 +104,12 @@ impl Engine for Bare {
     }
 
     fn boot(&mut self, _container: usize) -> Result<Boot, EngineError> {
-        Ok(Boot { hostname: None, seccomp_filter_base64: String::new(), pids_limit: None })
+        Ok(Boot {
+            hostname: None,
+            seccomp_filter_base64: String::new(),
+            pids_limit: None,
+            user_limits: None,
+        })
     }
 
     fn adopt(&mut self, record: &ShimRecord) -> Result<Vec<Option<Begun>>, EngineError> {

@@ -56,6 +56,8 @@ pub struct Program {
     pub oom_score_adj: i32,
     /// Soft and hard limit of open files.
     pub open_files: (u64, u64),
+    /// Most processes and threads of its user, its own included (RLIMIT_NPROC); `None`: as the caller's.
+    pub processes: Option<u64>,
     /// Standard input becomes the controlling terminal.
     pub controlling_terminal: bool,
 }

@@ -186,6 +186,19 @@ pub struct Boot {
     pub seccomp_filter_base64: String,
     /// Most processes of the workload at a time that the guest itself enforces; `None` where the kernel does.
     pub pids_limit: Option<u64>,
+    /// What the kernel is to enforce beside; `None` where users of the kernel are not the sandbox's alone.
+    #[serde(default)]
+    pub user_limits: Option<UserLimits>,
+}
+
+/// Most processes and threads that a user may have at a time (RLIMIT_NPROC), as one that starts another one sees it: all of the user's in
+/// the whole kernel count, guests too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserLimits {
+    /// For root.
+    pub root: u64,
+    /// For any other user. What a guest starts counts as root's, also after it has become somebody else.
+    pub other: u64,
 }
 
 /// A process to start.

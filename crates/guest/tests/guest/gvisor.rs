@@ -8,6 +8,9 @@ use atoll_wire::guest::*;
 
 use crate::support::*;
 
+/// Processes and threads that the workload may have.
+const LIMIT: u64 = 40;
+
 /// A guest in a Sentry of its own, with this machine's files read-only.
 struct Sandbox {
     host: Option<Host>,
@@ -36,7 +39,7 @@ impl Sandbox {
             "ociVersion": "1.0.2",
             "process": {
                 "user": {"uid": 0, "gid": 0},
-                "args": ["/dev/guest"],
+                "args": ["/dev/guest", "alone"],
                 "env": [],
                 "cwd": "/",
                 "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
@@ -51,7 +54,6 @@ impl Sandbox {
                 {"destination": "/dev/pts", "type": "devpts", "source": "devpts"},
                 {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
                 {"destination": "/sys", "type": "sysfs", "source": "sysfs"},
-                {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"},
             ],
             "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"}]},
         });
@@ -66,7 +68,8 @@ impl Sandbox {
             0,
             HostMessage::Boot(Boot {
                 hostname: Some("island".into()),
-                pids_limit: Some(40),
+                pids_limit: Some(LIMIT),
+                user_limits: Some(UserLimits { root: LIMIT + 1, other: LIMIT - 1 }),
                 ..boot()
             }),
         );
@@ -200,7 +203,6 @@ fn the_guest_is_out_of_reach_in_gvisor() {
         done
         umount /proc/1/fd 2>/dev/null && echo UNCOVERED
         mount -t proc proc /tmp 2>/dev/null && echo ANOTHER PROC
-        ls /sys/fs/cgroup
         perl -e 'use Fcntl;
             for my $how (16, 0x4206) { print "TRACED\n" if syscall(101, $how, 1, 0, 0) == 0; }
             my $buffer = "x" x 8; my $vec = pack("PQ", $buffer, 8); my $far = pack("QQ", 0x400000, 8);
@@ -258,23 +260,72 @@ fn no_child_of_the_guest_shows_the_channel_in_gvisor() {
     assert_eq!(String::from_utf8_lossy(&looked), "looked: \n");
 }
 
+/// Perl: as many children as can be, then how many there were and why no more; `kind` says how each is made and what it does.
+fn until_refused(most: u64) -> String {
+    format!(
+        r#"$| = 1; my @made; my $refused = ""; for (1..{most}) {{ my $pid = fork(); if (!defined $pid) {{ $refused = $!; last }}
+        if (!$pid) {{ sleep 1000; exit }} push @made, $pid }} print "made ", scalar(@made), ": $refused\n";
+        kill 9, @made; waitpid($_, 0) for @made;"#
+    )
+}
+
+fn perl(script: &str, user: ProcessSpec) -> ProcessSpec {
+    ProcessSpec { args: vec!["perl".into(), "-e".into(), script.into()], ..user }
+}
+
 #[test]
 fn a_workload_at_its_pids_limit_in_gvisor_is_told_to_try_again() {
     let Some(mut sandbox) = Sandbox::new("pids") else { return };
     let host = sandbox.host();
-    let script = r#"$| = 1; my $made = 0; for (1..1000) { my $pid = fork(); if (!defined $pid) { print "refused after $made: $!\n"; last }
-        if (!$pid) { sleep 1000; exit } $made++ } kill 9, -$$;"#;
-    let ran = host.run(
-        1,
-        ProcessSpec { args: vec!["perl".into(), "-e".into(), script.into()], ..as_root("") },
-    );
-    // Of the 40 one is perl itself. gVisor's count lags behind when many begin at once: what counts is that it refuses in the end.
-    let made = ran
-        .text()
-        .strip_prefix("refused after ")
-        .and_then(|text| text.split_once(": Resource temporarily"));
-    let made: u32 =
-        made.and_then(|(made, _)| made.parse().ok()).unwrap_or_else(|| panic!("{}", ran.text()));
-    assert!((39..1000).contains(&made), "{made}");
+    // Of the 40 one is perl itself.
+    let expected = "made 39: Resource temporarily unavailable\n";
+    for (stream, user) in (1..).zip([as_root(""), as_nobody(""), as_root("")]) {
+        let ran = host.run(stream, perl(&until_refused(60), user));
+        assert_eq!((ran.text(), ran.exited), (expected, Some(SUCCESS)), "{stream}");
+    }
+    // Children that nobody reaps count as well, and so do threads.
+    let zombies = r#"my ($made, $refused) = (0, 0); for (1..200) { my $pid = fork(); if (!defined $pid) { $refused++; next } exit if !$pid; $made++ }
+        print "made $made, refused $refused\n";"#;
+    assert_eq!(host.run(5, perl(zombies, as_root(""))).text(), "made 39, refused 161\n");
+    assert_eq!(host.run(6, as_root("echo well")).text(), "well\n");
+}
+
+#[test]
+fn a_fork_bomb_in_gvisor_stays_within_its_limit() {
+    let Some(mut sandbox) = Sandbox::new("bomb") else { return };
+    let host = sandbox.host();
+    // Many that fork at once, and go on when they are refused, as they do who want more than their share.
+    let bomb = r#"for (1..6) { fork() } while (1) { my $pid = fork(); select(undef, undef, undef, 0.1); }"#;
+    host.send(1, HostMessage::Exec(perl(bomb, as_root(""))));
+    assert!(matches!(host.event(1), GuestMessage::Started(_)));
+    let mut most = 0;
+    for stream in 2..12 {
+        host.send(stream, HostMessage::ListProcesses);
+        match host.next_message() {
+            (of, GuestMessage::Processes(processes)) if of == stream => {
+                most = most.max(processes.len())
+            }
+            (1, GuestMessage::Exited(exited)) => {
+                panic!("it kept its limit and was ended: {exited:?}")
+            }
+            (of, message) => panic!("{of}: {message:?}"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(most as u64, LIMIT, "it reached its limit, and no more");
+    host.send(0, HostMessage::Signal(SignalRequest { signal: 9, everyone: true }));
+    assert!(matches!(host.event(1), GuestMessage::Exited(_)));
+    assert_eq!(host.run(100, as_root("echo well")).text(), "well\n");
+}
+
+/// Each user has a limit of its own in gVisor's kernel: root, who may become anybody, has no more for that.
+#[test]
+fn who_forks_as_many_users_in_gvisor_is_ended_by_the_guest() {
+    let Some(mut sandbox) = Sandbox::new("users") else { return };
+    let host = sandbox.host();
+    let script = r#"for my $uid (1..4) { if (!fork()) { $< = $> = $uid; for (1..30) { fork() || sleep 1000 } sleep 1000 } } sleep 1000"#;
+    host.send(1, HostMessage::Exec(perl(script, as_root(""))));
+    let ran = host.follow(1);
+    assert_eq!(ran.exited, Some(Exited { code: None, signal: Some(9), pids_limit: true }));
     assert_eq!(host.run(2, as_root("echo well")).text(), "well\n");
 }

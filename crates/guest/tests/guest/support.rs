@@ -246,7 +246,12 @@ impl Ran {
 }
 
 pub(crate) fn boot() -> Boot {
-    Boot { hostname: None, seccomp_filter_base64: String::new(), pids_limit: None }
+    Boot {
+        hostname: None,
+        seccomp_filter_base64: String::new(),
+        pids_limit: None,
+        user_limits: None,
+    }
 }
 
 /// A process of the test's own user.

@@ -227,6 +227,7 @@ impl Engine for ContainerEngine {
             seccomp_filter_base64: base64::engine::general_purpose::STANDARD
                 .encode(seccomp_filter()?),
             pids_limit: None,
+            user_limits: None,
         })
     }
 

@@ -12,10 +12,10 @@ use atoll_wire::guest::ProcessSpec;
 use atoll_wire::shim::{ContainerPlan, Init, SandboxPlan};
 use serde::Serialize;
 
+use super::limits;
+
 /// Where the guest stands in a container: on gVisor's own /dev, so that the image's files are not touched.
 pub(super) const GUEST_PATH: &str = "/dev/.atoll-guest";
-/// Where gVisor shows its own control groups to the guest, which sets the pids limit there and covers the place.
-const INNER_CGROUP_PATH: &str = "/sys/fs/cgroup";
 
 /// What the guest itself needs to start processes as any user, copy files of any owner, name the host, kill and mount over.
 const GUEST_CAPABILITIES: [&str; 11] = [
@@ -147,14 +147,11 @@ pub(super) fn container(
             let alone = plan.containers.len() == 1;
             guest_process(container.process.capabilities, alone)
         }
-        Init::Image => image_process(&container.process),
+        Init::Image => image_process(plan, &container.process),
     };
     let mut config = bare(plan, process, role, paths, container.read_only_root);
     if let Some(tmp) = paths.tmp {
         config.mounts.push(bind("/tmp", tmp, &["rw", "nosuid", "nodev"]));
-    }
-    if container.init == Init::Guest {
-        config.mounts.push(inner_cgroup());
     }
     config.mounts.push(tmpfs("/dev/shm", SHM_SOURCE, plan.shm_bytes, 0o1777, &["noexec"]));
     for tmpfs_plan in &container.tmpfs {
@@ -182,9 +179,7 @@ pub(super) fn container(
 
 /// The configuration of a container that only keeps the Sentry while others come and go: the guest, told nothing.
 pub(super) fn keeper(plan: &SandboxPlan, paths: &Paths<'_>) -> Config {
-    let mut config = bare(plan, guest_process(0, false), Role::Sandbox, paths, true);
-    config.mounts.push(inner_cgroup());
-    config
+    bare(plan, guest_process(0, false), Role::Sandbox, paths, true)
 }
 
 fn bare(
@@ -276,15 +271,6 @@ fn options(flags: &[&str]) -> Vec<String> {
     flags.iter().map(|flag| (*flag).to_owned()).collect()
 }
 
-fn inner_cgroup() -> Mount {
-    Mount {
-        destination: INNER_CGROUP_PATH.into(),
-        kind: "cgroup",
-        source: "cgroup".into(),
-        options: options(&["nosuid", "nodev", "noexec"]),
-    }
-}
-
 /// The guest, told whether it has the Sentry for its container alone.
 fn guest_process(workload_capabilities: u64, alone: bool) -> Process {
     let mut set = CapabilitySet::from_mask(workload_capabilities);
@@ -306,7 +292,7 @@ fn guest_process(workload_capabilities: u64, alone: bool) -> Process {
 }
 
 /// A process as the plan describes it, without the guest's help.
-pub(super) fn image_process(spec: &ProcessSpec) -> Process {
+pub(super) fn image_process(plan: &SandboxPlan, spec: &ProcessSpec) -> Process {
     let set = CapabilitySet::from_mask(spec.capabilities);
     let mut capabilities = Capabilities::all_of(set);
     if spec.user.uid != 0 {
@@ -314,7 +300,12 @@ pub(super) fn image_process(spec: &ProcessSpec) -> Process {
         capabilities.effective.clear();
         capabilities.permitted.clear();
     }
-    let rlimit = |limit| Rlimit { kind: "RLIMIT_NOFILE", soft: limit, hard: limit };
+    let rlimit = |kind, limit| Rlimit { kind, soft: limit, hard: limit };
+    let users = limits::of_users(plan);
+    // Nobody starts it as root: it counts as its user's own.
+    let processes = if spec.user.uid == 0 { users.root } else { users.other.saturating_add(1) };
+    let mut rlimits = vec![rlimit("RLIMIT_NPROC", processes)];
+    rlimits.extend(spec.open_files.map(|files| rlimit("RLIMIT_NOFILE", files)));
     Process {
         terminal: false,
         user: User {
@@ -327,7 +318,7 @@ pub(super) fn image_process(spec: &ProcessSpec) -> Process {
         env: spec.env.clone(),
         cwd: spec.working_directory.clone(),
         capabilities,
-        rlimits: spec.open_files.into_iter().map(rlimit).collect(),
+        rlimits,
         no_new_privileges: spec.no_new_privileges,
     }
 }

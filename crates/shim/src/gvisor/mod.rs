@@ -13,9 +13,9 @@
 //! nothing is lost; who lends a namespace with an addressed interface puts the addresses back before it is lent again.
 //!
 //! Limits: memory, CPU and host threads are limited for the Sentry as a whole ([`limits`]). The workload's pids are counted in three rings:
-//! gVisor's own pids controller, which the guest sets (EAGAIN, but loosely: it counts wrong while forks fail); the guest, which
-//! ends a workload above its limit ([`atoll_wire::guest::Boot::pids_limit`]); the host's backstop, which ends the Sentry. With `init: image`
-//! there is no guest, and only the backstop. Memory file systems are the Sentry's own: their pages count as the sandbox's memory.
+//! gVisor's limit of each user's processes, exact (EAGAIN, [`limits`]); the guest, which ends a workload above its limit, as many users or
+//! beside others ([`atoll_wire::guest::Boot::pids_limit`]); the host's backstop, which ends the Sentry. With `init: image` there is no guest:
+//! the first and the last are left. Memory file systems are the Sentry's own: their pages count as the sandbox's memory.
 //!
 //! The guest's channel: gVisor lets root inside open through /proc what another process has open; the guest's own shield keeps it closed.
 

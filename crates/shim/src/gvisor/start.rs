@@ -146,6 +146,7 @@ impl GvisorEngine {
             hostname: None,
             seccomp_filter_base64: STANDARD.encode(filter),
             pids_limit: Some(container.limits.pids),
+            user_limits: Some(limits::of_users(&self.plan)),
         })
     }
 
@@ -168,7 +169,7 @@ impl GvisorEngine {
         self.entered = self.entered.saturating_add(1);
         let name = format!("exec{}", self.entered);
         let process_file = format!("{name}.json");
-        write_json(directory.bundle(), &process_file, &bundle::image_process(spec))?;
+        write_json(directory.bundle(), &process_file, &bundle::image_process(&self.plan, spec))?;
         let pid_file = directory.bundle().join(format!("{name}.pid"));
         let (mut command, log) = self.runsc.command(&name);
         command.arg("exec").arg("--detach").arg("--pid-file").arg(&pid_file);

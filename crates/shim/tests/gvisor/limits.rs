@@ -2,6 +2,7 @@
 
 use std::fs::File;
 
+use atoll_sys::capabilities::number;
 use atoll_wire::shim::TmpfsPlan;
 
 use crate::harness::{Sandbox, container, read_until, runsc, wait};
@@ -75,12 +76,36 @@ fn too_much_memory_is_told_as_out_of_memory() {
 }
 
 #[test]
+fn an_images_own_first_process_is_refused_more_than_its_pids() {
+    let Some(runsc) = runsc("an_images_own_first_process_is_refused_more_than_its_pids") else {
+        return;
+    };
+    for uid in [0, 1000] {
+        let mut sandbox = Sandbox::prepare(runsc.clone(), |layer| {
+            let script = "i=0; while [ $i -lt 20 ]; do sleep 100 & i=$((i+1)); done; echo all";
+            let mut one = container("main", layer, script);
+            one.process.user.uid = uid;
+            one.limits.pids = 8;
+            vec![one]
+        });
+        let (begun, _input) = sandbox.begin(0);
+        let (output, exit) = sandbox.finish(&begun);
+        assert!(output.contains("fork") && !output.contains("all"), "{uid}: {output} {exit:?}");
+        assert!(!sandbox.engine.evidence(0).host_pids_backstop);
+    }
+}
+
+#[test]
 fn the_hosts_backstop_for_threads_is_told_as_such() {
     let Some(runsc) = runsc("the_hosts_backstop_for_threads_is_told_as_such") else { return };
     let mut sandbox = Sandbox::prepare(runsc, |layer| {
-        // An image's own first process has no guest that counts, so only the backstop is left.
+        // An image's own first process has no guest that counts, and this one may pass over limits: only the backstop is left.
         let script = "while :; do sleep 100 & done";
         let mut one = container("main", layer, script);
+        one.process.capabilities |= ["SYS_ADMIN", "SYS_RESOURCE"]
+            .into_iter()
+            .filter_map(number)
+            .fold(0, |mask, one| mask | 1 << one);
         one.limits.pids = 8;
         one.limits.memory_bytes = 2 << 30;
         vec![one]

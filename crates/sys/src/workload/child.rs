@@ -197,7 +197,10 @@ impl Plan {
         let _ = unsafe { call(libc::SYS_umask, [(self.program.umask & 0o777) as usize]) };
         let (soft, hard) = self.program.open_files;
         let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
-        set_limit(libc::RLIMIT_NOFILE, &limit)
+        set_limit(libc::RLIMIT_NOFILE, &limit)?;
+        let Some(processes) = self.program.processes else { return Ok(()) };
+        let limit = libc::rlimit { rlim_cur: processes, rlim_max: processes };
+        set_limit(libc::RLIMIT_NPROC, &limit)
     }
 
     /// As execvp: a path that is missing does not end the search, one that is forbidden is remembered.

@@ -27,6 +27,7 @@ fn program(args: &[&str]) -> Program {
         umask: 0o027,
         oom_score_adj: 0,
         open_files: (64, 128),
+        processes: None,
         controlling_terminal: false,
     }
 }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::guest::{StartFailureKind, StreamState, UserIds};
+use crate::guest::{StartFailureKind, StreamState, UserIds, UserLimits};
 
 fn spec() -> ProcessSpec {
     ProcessSpec {
@@ -28,6 +28,7 @@ fn host_messages() -> Vec<HostMessage> {
             hostname: Some("island".into()),
             seccomp_filter_base64: String::new(),
             pids_limit: Some(64),
+            user_limits: Some(UserLimits { root: 65, other: 63 }),
         }),
         HostMessage::Start(spec()),
         HostMessage::Exec(spec()),
@@ -140,6 +141,10 @@ fn the_first_version_of_the_protocol_stays_readable() {
         panic!("another kind");
     };
     assert_eq!((spec.user.uid, spec.capabilities, spec.open_files), (1, 5, Some(64)));
+    let frozen = br#"{"hostname":null,"seccomp_filter_base64":"","pids_limit":7}"#;
+    let boot = HostMessage::from_frame(Frame { kind: 2, stream: 0, payload: frozen.to_vec() });
+    let HostMessage::Boot(boot) = boot.unwrap() else { panic!("another kind") };
+    assert_eq!((boot.pids_limit, boot.user_limits), (Some(7), None));
     let exited = Frame { kind: 70, stream: 1, payload: br#"{"code":0,"signal":null}"#.to_vec() };
     assert_eq!(
         GuestMessage::from_frame(exited).unwrap(),
