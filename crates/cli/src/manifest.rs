@@ -2,7 +2,7 @@
 //!
 //! Whether a document is a good manifest is the server's to say; here it only has to be a document.
 
-use serde::Deserialize;
+use atoll_wire::rest::strict::{DocumentError, yaml_documents};
 use serde_json::Value;
 
 /// Largest file that is read: far more than a manifest needs, less than the server would refuse anyway.
@@ -42,11 +42,16 @@ pub(crate) enum ManifestError {
 /// The documents of a text, empty ones left out.
 pub(crate) fn documents(source_name: &str, text: &str) -> Result<Vec<Value>, ManifestError> {
     let mut found = Vec::new();
-    for (index, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
-        let value = Value::deserialize(document).map_err(|error| ManifestError::Syntax {
+    for (index, document) in yaml_documents(text.as_bytes()).enumerate() {
+        let value = document.map_err(|error| ManifestError::Syntax {
             source_name: source_name.to_owned(),
             document: index + 1,
-            message: error.to_string(),
+            message: match error {
+                DocumentError::Syntax(message) => message,
+                DocumentError::Fields(fields) => {
+                    fields.into_iter().map(|field| field.message).collect::<Vec<_>>().join(", ")
+                }
+            },
         })?;
         match value {
             Value::Null => {}
@@ -84,6 +89,15 @@ mod tests {
     fn what_is_no_manifest_is_refused_by_document() {
         let error = documents("f.yaml", "kind: Sandbox\n---\nkind: [\n").unwrap_err().to_string();
         assert!(error.starts_with("f.yaml, document 2: "), "{error}");
+        // What the server would refuse is not made harmless on the way to it.
+        let twice = documents("f", "kind: Sandbox\nid: a\nid: b\n").unwrap_err().to_string();
+        assert!(twice.contains("\"id\" is there twice"), "{twice}");
+        let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for level in 1..10 {
+            let previous = vec![format!("*a{}", level - 1); 10].join(",");
+            bomb.push_str(&format!("a{level}: &a{level} [{previous}]\n"));
+        }
+        assert!(matches!(documents("f", &bomb), Err(ManifestError::Syntax { .. })));
         assert!(matches!(documents("f", "- a"), Err(ManifestError::NotAnObject { .. })));
         assert!(matches!(documents("f", "# nothing\n"), Err(ManifestError::Empty { .. })));
     }

@@ -4,6 +4,7 @@
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
     reason = "a failed expectation is a failed test"
 )]
 
@@ -54,6 +55,20 @@ async fn a_timeline_has_its_phases_in_order_and_they_sum_to_the_total() {
         "{metrics}"
     );
     assert!(metrics.contains("atoll_sandboxes{phase=\"Running\"} 1"));
+    // In the metrics too: over several creations, and the same numbers.
+    let mut micros = timeline.total_micros;
+    for id in ["two", "three"] {
+        micros += server.create(id, &["sleep", "1000"]).await.status.timeline.unwrap().total_micros;
+    }
+    let (_, metrics) = server.get("/metrics").await;
+    let seconds = |name: &str| -> f64 {
+        let lines = metrics.as_str().unwrap().lines().filter(|line| line.starts_with(name));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    };
+    let (whole, parts) =
+        (seconds("atoll_creation_seconds_sum"), seconds("atoll_creation_phase_seconds_sum"));
+    assert!((whole - parts).abs() < 1e-9, "{whole} {parts}");
+    assert!((whole - micros as f64 / 1e6).abs() < 1e-9, "{whole} s, {micros} us");
 }
 
 #[tokio::test(flavor = "multi_thread")]

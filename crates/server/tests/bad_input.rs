@@ -81,6 +81,179 @@ async fn a_bad_field_is_a_422_with_its_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn odd_quantities_are_a_422_with_their_path_and_odd_numbers_no_document() {
+    let server = TestServer::start().await;
+    let odd = [
+        "-1",
+        "-0.001",
+        "0",
+        "0.0",
+        "0Mi",
+        "-0",
+        "NaN",
+        "nan",
+        "inf",
+        "Infinity",
+        "1e400",
+        "1e-400",
+        "1e99999999999",
+        "1E2147483648",
+        "0x10",
+        "1_000",
+        "1,5",
+        "1.2.3",
+        "1 Mi",
+        " 64Mi",
+        "64Mi ",
+        "64mi",
+        "64MiB",
+        "\u{663}\u{662}Mi",
+        "1\u{0}",
+        "",
+        "Mi",
+        "e5",
+        "--1",
+        "+-1",
+        "99999999999999999999999Ei",
+    ];
+    let long = "9".repeat(1 << 20);
+    for text in odd.into_iter().chain([long.as_str()]) {
+        for field in ["memory", "cpu", "ephemeral_storage"] {
+            let mut body = manifest("x", &["true"]);
+            body["spec"]["containers"][0]["resource"] = json!({field: text});
+            let shown: String = text.chars().take(40).collect();
+            let (status, body) = server.post("/api/v1/sandboxes", body).await;
+            assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{field}: {shown:?}: {body}");
+            let body = error(&body);
+            assert_eq!(body.fields.len(), 1, "{field}: {shown:?}: {body:?}");
+            assert_eq!(body.fields[0].path, format!("spec.containers[0].resource.{field}"));
+            assert!(body.error.len() < 500, "{body:?}");
+        }
+    }
+    // A number that JSON or YAML can write and no machine can hold is no document; one that it can hold is a field.
+    for (number, kind, expected) in [
+        ("1e400", "application/json", 400),
+        ("-1e400", "application/json", 400),
+        ("NaN", "application/json", 400),
+        ("Infinity", "application/json", 400),
+        ("01", "application/json", 400),
+        ("1.", "application/json", 400),
+        ("-1", "application/json", 422),
+        ("0", "application/json", 422),
+        ("1e308", "application/json", 422),
+        ("true", "application/json", 422),
+        ("null", "application/json", 201),
+        ("[1]", "application/json", 422),
+        (".nan", "application/yaml", 400),
+        (".inf", "application/yaml", 400),
+        ("-.inf", "application/yaml", 400),
+        ("-1", "application/yaml", 422),
+        ("1e400", "application/yaml", 422),
+        ("!!float 1", "application/yaml", 201),
+    ] {
+        let text = format!(
+            "{{\"id\": \"n\", \"spec\": {{\"containers\": [{{\"name\": \"main\", \"image\": \"busybox\", \"resource\": {{\"cpu\": {number}}}}}]}}}}"
+        );
+        let request =
+            server.request(Method::POST, "/api/v1/sandboxes").header("content-type", kind);
+        let (status, body) = answer(request.body(text)).await;
+        assert_eq!(status.as_u16(), expected, "{number} as {kind}: {body}");
+        if status == StatusCode::CREATED {
+            server.delete("/api/v1/sandboxes/n").await;
+        } else {
+            assert!(!error(&body).error.is_empty());
+        }
+    }
+    assert_untouched(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_names_and_words_are_a_422_and_never_come_back_raw() {
+    let server = TestServer::start().await;
+    for id in [
+        "a\u{0}b",
+        "\u{1b}[31m",
+        "a b",
+        "a/b",
+        "/",
+        ".",
+        "..",
+        "%2e%2e",
+        "\u{1f3dd}",
+        "\u{202e}x",
+        "a\n",
+        "-",
+        "A\u{0}",
+    ] {
+        let (status, body) = server.post("/api/v1/sandboxes", manifest(id, &["true"])).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{id:?}: {body}");
+        let body = error(&body);
+        assert_eq!(body.fields[0].path, "id", "{body:?}");
+        assert!(!body.error.contains(['\0', '\u{1b}', '\u{202e}', '\n']), "{body:?}");
+    }
+    let nested = format!("{}1{}", "[".repeat(31), "]".repeat(31));
+    for (what, text, expected) in [
+        ("a key twice", r#"{"id": "a", "id": "b", "spec": {"containers": []}}"#.to_owned(), 400),
+        ("a key twice, deep", r#"{"spec": {"containers": [{"name": "a", "name": "b", "image": "busybox"}]}}"#.to_owned(), 400),
+        ("two documents", r#"{"spec": {"containers": []}} {}"#.to_owned(), 400),
+        ("nested as far as is read", nested.clone(), 422),
+        ("nested deeper", format!("[[[{nested}]]]"), 400),
+        ("an argument with NUL", r#"{"spec": {"containers": [{"name": "a", "image": "busybox", "args": ["a\u0000b"]}]}}"#.to_owned(), 422),
+        ("an environment with NUL", r#"{"spec": {"containers": [{"name": "a", "image": "busybox", "env": ["A=\u0000"]}]}}"#.to_owned(), 422),
+        ("half of a letter", r#"{"id": "\ud800", "spec": {"containers": []}}"#.to_owned(), 400),
+        ("null", "null".to_owned(), 422),
+        ("a list", "[]".to_owned(), 422),
+    ] {
+        let request = server.request(Method::POST, "/api/v1/sandboxes");
+        let (status, body) = answer(request.body(text)).await;
+        assert_eq!(status.as_u16(), expected, "{what}: {body}");
+        assert!(!error(&body).error.is_empty(), "{what}");
+    }
+    // Compressed bodies are not read: what a kilobyte stands for would have no bound.
+    let request =
+        server.request(Method::POST, "/api/v1/sandboxes").header("content-encoding", "gzip");
+    let (status, body) = answer(request.body(b"\x1f\x8b\x08\x00\x00\x00\x00\x00".to_vec())).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+    assert_untouched(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_method_that_a_path_does_not_take_is_a_405_everywhere() {
+    let server = TestServer::start().await;
+    server.create("one", &["sleep", "1000"]).await;
+    for (method, path) in [
+        (Method::POST, "/healthz"),
+        (Method::POST, "/metrics"),
+        (Method::DELETE, "/api/v1/version"),
+        (Method::PUT, "/api/v1/node"),
+        (Method::GET, "/api/v1/shutdown"),
+        (Method::DELETE, "/api/v1/sandboxes"),
+        (Method::PATCH, "/api/v1/sandboxes/one"),
+        (Method::POST, "/api/v1/sandboxes/one"),
+        (Method::GET, "/api/v1/sandboxes/one/stop"),
+        (Method::GET, "/api/v1/sandboxes/one/signal"),
+        (Method::POST, "/api/v1/sandboxes/one/exec"),
+        (Method::POST, "/api/v1/sandboxes/one/logs"),
+        (Method::POST, "/api/v1/sandboxes/one/files"),
+        (Method::POST, "/api/v1/events"),
+        (Method::PUT, "/api/v1/images"),
+        (Method::GET, "/api/v1/images/pull"),
+        (Method::GET, "/api/v1/images/import"),
+        (Method::GET, "/api/v1/images/gc"),
+        (Method::POST, "/api/v1/registries"),
+        (Method::TRACE, "/api/v1/sandboxes"),
+        (Method::from_bytes(b"FROBNICATE").unwrap(), "/api/v1/sandboxes"),
+    ] {
+        let response = server.request(method.clone(), path).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+        assert!(response.headers().contains_key("allow"), "{method} {path}: what it does take");
+        let body: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+        assert_eq!(error(&body).code, "method_not_allowed", "{method} {path}");
+    }
+    assert_eq!(server.sandbox("one").await.status.phase, "Running");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_document_is_a_400() {
     let server = TestServer::start().await;
     let post = |kind: &'static str, body: Vec<u8>| {

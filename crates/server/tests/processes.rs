@@ -222,6 +222,78 @@ async fn collect(
     }
 }
 
+/// Fields of a protobuf message: number, value of a fixed64 (else 0), bytes of what has a length (else none).
+/// SOURCE: protobuf.dev, encoding.
+fn fields(mut bytes: &[u8]) -> Vec<(u64, u64, &[u8])> {
+    fn varint(bytes: &mut &[u8]) -> u64 {
+        let (mut value, mut shift) = (0, 0);
+        while let Some((byte, rest)) = bytes.split_first() {
+            *bytes = rest;
+            value |= u64::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        value
+    }
+    let mut found = Vec::new();
+    while !bytes.is_empty() {
+        let key = varint(&mut bytes);
+        let (mut fixed, mut data) = (0, &bytes[..0]);
+        match key & 7 {
+            0 => drop(varint(&mut bytes)),
+            1 => {
+                fixed = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+                bytes = &bytes[8..];
+            }
+            2 => {
+                let length = varint(&mut bytes) as usize;
+                (data, bytes) = bytes.split_at(length);
+            }
+            5 => bytes = &bytes[4..],
+            other => panic!("wire type {other}"),
+        }
+        found.push((key >> 3, fixed, data));
+    }
+    found
+}
+
+/// A span as it was exported.
+#[derive(Debug, Default, Clone)]
+struct Exported {
+    name: String,
+    id: Vec<u8>,
+    parent: Vec<u8>,
+    begin_nanos: u64,
+    end_nanos: u64,
+}
+
+/// The spans of an export. SOURCE: opentelemetry-proto, trace.proto: resource_spans 1, scope_spans 2, spans 2, and a span's fields.
+fn spans(export: &[u8]) -> Vec<Exported> {
+    let within = |bytes, number| fields(bytes).into_iter().filter(move |it| it.0 == number);
+    let mut found = Vec::new();
+    for (_, _, resource) in within(export, 1) {
+        for (_, _, scope) in within(resource, 2) {
+            for (_, _, span) in within(scope, 2) {
+                let mut exported = Exported::default();
+                for (number, fixed, data) in fields(span) {
+                    match number {
+                        2 => exported.id = data.to_vec(),
+                        4 => exported.parent = data.to_vec(),
+                        5 => exported.name = String::from_utf8(data.to_vec()).unwrap(),
+                        7 => exported.begin_nanos = fixed,
+                        8 => exported.end_nanos = fixed,
+                        _ => {}
+                    }
+                }
+                found.push(exported);
+            }
+        }
+    }
+    found
+}
+
 #[test]
 fn a_creation_is_a_tree_of_spans_at_the_configured_collector() {
     serve_if_child();
@@ -243,8 +315,12 @@ fn a_creation_is_a_tree_of_spans_at_the_configured_collector() {
             .post(format!("{}/api/v1/sandboxes?wait=running", server.address))
             .bearer_auth(&server.token)
             .body(manifest("traced", &["sleep", "1000"]).to_string());
-        assert_eq!(create.send().await.unwrap().status(), StatusCode::CREATED);
-        let mut told = Vec::new();
+        let created = create.send().await.unwrap();
+        assert_eq!(created.status(), StatusCode::CREATED);
+        let created: serde_json::Value =
+            serde_json::from_str(&created.text().await.unwrap()).unwrap();
+        let timeline = &created["sandbox"]["status"]["timeline"];
+        let (mut told, mut exported) = (Vec::new(), Vec::new());
         let all = [
             "sandbox.create",
             "traced",
@@ -266,8 +342,23 @@ fn a_creation_is_a_tree_of_spans_at_the_configured_collector() {
                 .expect("no spans came")
                 .unwrap();
             assert_eq!(path, "/v1/traces");
+            exported.extend(spans(&body));
             told.extend(body);
         }
+        // Children that follow one another without a gap, from the root's begin to its end, each as long as the API says.
+        let root = exported.iter().find(|it| it.name == "sandbox.create").unwrap();
+        let mut children: Vec<_> = exported.iter().filter(|it| it.parent == root.id).collect();
+        children.sort_by_key(|it| (it.begin_nanos, it.end_nanos));
+        assert_eq!(children.len(), 8, "{exported:?}");
+        let mut at = root.begin_nanos;
+        for phase in timeline["phases"].as_array().unwrap() {
+            let child = children.iter().find(|it| phase["name"] == it.name.as_str()).unwrap();
+            assert_eq!(child.begin_nanos, at, "{child:?}");
+            at += phase["micros"].as_u64().unwrap() * 1000;
+            assert_eq!(child.end_nanos, at, "{child:?}");
+        }
+        assert_eq!(root.end_nanos, at);
+        assert_eq!(timeline["total_micros"], (at - root.begin_nanos) / 1000);
     });
 }
 

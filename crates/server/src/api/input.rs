@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 
 use super::error::ApiError;
 
@@ -17,6 +18,11 @@ use super::error::ApiError;
 pub(crate) const MAX_DOCUMENT_BYTES: usize = 4 << 20;
 /// Longest wait for a whole document.
 const DOCUMENT_DEADLINE: Duration = Duration::from_secs(15);
+/// Documents up to this size are read at once.
+const SMALL_DOCUMENT_BYTES: usize = 64 << 10;
+/// Larger ones that are read at the same time; further ones wait, within their deadline. With them thousands of connections cannot
+/// fill the memory. Guess: manifests of megabytes are rare.
+static LARGE_DOCUMENTS: Semaphore = Semaphore::const_new(8);
 
 /// Reads a document.
 pub(crate) async fn document(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError> {
@@ -38,6 +44,7 @@ pub(crate) async fn document(headers: &HeaderMap, body: Body) -> Result<Vec<u8>,
 
 async fn gather(mut body: Body) -> Result<Vec<u8>, ApiError> {
     let mut bytes = Vec::new();
+    let mut large = None;
     while let Some(frame) = body.frame().await {
         let frame =
             frame.map_err(|error| ApiError::malformed(format!("the body broke off: {error}")))?;
@@ -45,9 +52,14 @@ async fn gather(mut body: Body) -> Result<Vec<u8>, ApiError> {
             if bytes.len() + data.len() > MAX_DOCUMENT_BYTES {
                 return Err(ApiError::too_large(MAX_DOCUMENT_BYTES));
             }
+            if large.is_none() && bytes.len() + data.len() > SMALL_DOCUMENT_BYTES {
+                // Never closed: only waits.
+                large = LARGE_DOCUMENTS.acquire().await.ok();
+            }
             bytes.extend_from_slice(&data);
         }
     }
+    drop(large);
     Ok(bytes)
 }
 

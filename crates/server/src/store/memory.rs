@@ -30,6 +30,8 @@ pub(crate) struct Change {
     pub(crate) version: u64,
     pub(crate) kind: ChangeKind,
     pub(crate) object: Object,
+    /// Of the object as it is written: what it takes in memory is about as much.
+    pub(crate) bytes: usize,
 }
 
 /// Everything in memory.
@@ -39,6 +41,7 @@ pub(crate) struct Memory {
     sandboxes: BTreeMap<String, Arc<rest::Sandbox>>,
     events: VecDeque<Arc<rest::Event>>,
     history: VecDeque<Change>,
+    history_bytes: usize,
     /// Changes up to this one are no longer in `history`.
     forgotten: u64,
 }
@@ -56,6 +59,7 @@ impl Memory {
             sandboxes: BTreeMap::new(),
             events: VecDeque::new(),
             history: VecDeque::new(),
+            history_bytes: 0,
             forgotten: loaded.version,
         };
         let mut bad = Vec::new();
@@ -139,11 +143,14 @@ impl Memory {
                 self.events.pop_front();
             }
         }
+        self.history_bytes += changes.iter().map(|change| change.bytes).sum::<usize>();
         self.history.extend(changes);
-        while self.history.len() > self.limits.history {
-            if let Some(change) = self.history.pop_front() {
-                self.forgotten = change.version;
-            }
+        while self.history.len() > self.limits.history
+            || self.history_bytes > self.limits.history_bytes
+        {
+            let Some(change) = self.history.pop_front() else { break };
+            self.history_bytes -= change.bytes;
+            self.forgotten = change.version;
         }
     }
 

@@ -112,6 +112,8 @@ pub(crate) struct NewEvent {
 pub(crate) struct Limits {
     /// Changes that a watcher may be behind.
     pub(crate) history: usize,
+    /// Bytes of these changes: large manifests are kept for fewer.
+    pub(crate) history_bytes: usize,
     /// Events on disk.
     pub(crate) events: usize,
 }
@@ -119,7 +121,7 @@ pub(crate) struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         // Guess: a watcher that is 8192 changes behind had better list again; 10000 events are a few megabytes.
-        Self { history: 8192, events: 10_000 }
+        Self { history: 8192, history_bytes: 64 << 20, events: 10_000 }
     }
 }
 

@@ -117,7 +117,7 @@ async fn a_watch_sees_every_change_once_and_in_order() {
 #[tokio::test]
 async fn a_watch_that_is_too_far_behind_is_told() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open_with(directory.path(), Limits { history: 5, events: 10 });
+    let store = open_with(directory.path(), Limits { history: 5, events: 10, ..Limits::default() });
     let mut behind = store.watch(0).unwrap();
     for index in 0..8 {
         store.commit(Write::Create(sandbox(&format!("s{index}"))), Vec::new()).await.unwrap();
@@ -129,9 +129,26 @@ async fn a_watch_that_is_too_far_behind_is_told() {
 }
 
 #[tokio::test]
+async fn large_records_are_kept_for_fewer_changes() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = Limits { history_bytes: 100_000, ..Limits::default() };
+    let store = open_with(directory.path(), limits);
+    for index in 0..20 {
+        let mut large = sandbox(&format!("s{index}"));
+        large.metadata.labels.insert("l".into(), "x".repeat(10_000));
+        store.commit(Write::Create(large), Vec::new()).await.unwrap();
+    }
+    assert!(store.watch(5).is_err(), "a hundred kilobytes hold no fifteen of them");
+    let kept = store.watch(12).unwrap().next().await.unwrap().unwrap();
+    assert_eq!(kept.iter().map(|it| it.version).collect::<Vec<_>>(), (13..=20).collect::<Vec<_>>());
+    assert_eq!(store.sandboxes().0.len(), 20, "only changes are forgotten");
+}
+
+#[tokio::test]
 async fn events_are_bounded_in_memory_and_on_disk() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open_with(directory.path(), Limits { history: 1000, events: 20 });
+    let store =
+        open_with(directory.path(), Limits { history: 1000, events: 20, ..Limits::default() });
     for index in 0..100 {
         store.commit(Write::EventsOnly, vec![event(&index.to_string())]).await.unwrap();
     }

@@ -182,6 +182,7 @@ impl Writer {
                     (*current.ok_or(StoreError::NotFound { name: name.clone() })?).clone();
                 group.version += 1;
                 last.resource_version = group.version;
+                let bytes = format::encode(&last).map_or(0, |body| body.len());
                 group.mutations.push(Mutation::Remove { uid });
                 group.staged.insert(name, None);
                 let object = Object::Sandbox(Arc::new(last));
@@ -189,6 +190,7 @@ impl Writer {
                     version: group.version,
                     kind: ChangeKind::Deleted,
                     object,
+                    bytes,
                 });
                 None
             }
@@ -213,6 +215,7 @@ fn put(
         path: sandbox.id.clone().into(),
         message,
     })?;
+    let bytes = body.len();
     group.version = version;
     group.mutations.push(Mutation::Put {
         uid: sandbox.uid.clone(),
@@ -221,7 +224,7 @@ fn put(
     });
     let sandbox = Arc::new(sandbox);
     group.staged.insert(sandbox.id.clone(), Some(Arc::clone(&sandbox)));
-    group.changes.push(Change { version, kind, object: Object::Sandbox(sandbox) });
+    group.changes.push(Change { version, kind, object: Object::Sandbox(sandbox), bytes });
     Ok(group.changes.len() - 1)
 }
 
@@ -237,9 +240,10 @@ fn record(group: &mut Group, event: NewEvent) {
     };
     // Plain strings and numbers: there is nothing that could not be written.
     let body = serde_json::to_vec(&event).unwrap_or_default();
+    let bytes = body.len();
     group.mutations.push(Mutation::Event { version: group.version, body });
     let object = Object::Event(Arc::new(event));
-    group.changes.push(Change { version: group.version, kind: ChangeKind::Added, object });
+    group.changes.push(Change { version: group.version, kind: ChangeKind::Added, object, bytes });
     group.events += 1;
 }
 

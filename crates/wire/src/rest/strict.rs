@@ -75,6 +75,23 @@ pub fn yaml_value(text: &[u8]) -> Result<serde_json::Value, DocumentError> {
     }
 }
 
+/// Reads each document of a YAML text without a shape yet, each within bounds of its own; an empty one is null. Nothing comes after a
+/// document with an error.
+pub fn yaml_documents(
+    text: &[u8],
+) -> impl Iterator<Item = Result<serde_json::Value, DocumentError>> {
+    let mut documents = serde_yaml_ng::Deserializer::from_slice(text);
+    let mut broken = false;
+    std::iter::from_fn(move || {
+        let document = if broken { None } else { documents.next() }?;
+        let value = Bounded::new(&Budget::new())
+            .deserialize(document)
+            .map_err(|error| DocumentError::Syntax(error.to_string()));
+        broken = value.is_err();
+        Some(value)
+    })
+}
+
 /// Reads a value.
 ///
 /// # Errors
