@@ -14,9 +14,10 @@ mod terminal;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches};
 
-use crate::args::{Command, CommandLine};
+use crate::args::{CommandLine, UNPACK_ARGUMENT};
 use crate::output::OutputClosed;
 
 /// Exit code of a failure.
@@ -24,13 +25,30 @@ const FAILURE: u8 = 1;
 /// What a shell shows for a process that SIGPIPE ended: whoever read our output has gone.
 const OUTPUT_CLOSED: u8 = 128 + 13;
 
+/// Reads the command line; ends the process where it makes no sense.
+fn command_line() -> CommandLine {
+    let matches = CommandLine::command().get_matches();
+    let source = |argument| matches.value_source(argument);
+    // What is written counts more than what is in the environment, also where the two are different ways to say which atoll is meant.
+    let elsewhere = source("data_dir") == Some(ValueSource::CommandLine)
+        && source("server") == Some(ValueSource::EnvVariable);
+    match CommandLine::from_arg_matches(&matches) {
+        Ok(mut command_line) => {
+            if elsewhere {
+                command_line.connection.server = None;
+            }
+            command_line
+        }
+        Err(error) => error.format(&mut CommandLine::command()).exit(),
+    }
+}
+
 fn main() -> ExitCode {
-    let command_line = CommandLine::parse();
-    if let Command::InternalUnpack(_) = command_line.command {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == UNPACK_ARGUMENT) {
         // The helper reads its own argument, and must stay without threads.
         return atoll_image::unpack_helper_main();
     }
-    let outcome = commands::execute(command_line);
+    let outcome = commands::execute(command_line());
     terminal::restore();
     let code = match outcome {
         Ok(code) => code,

@@ -26,6 +26,10 @@ pub(crate) enum ImageCommand {
 
 /// Flags of `atoll image import`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  atoll image import app.tar
+  docker save app:1 | atoll image import -
+  atoll image import rootfs.tar.gz base:1")]
 pub(crate) struct ImageImportArgs {
     /// The file; - is standard input
     pub(crate) file: PathBuf,
@@ -36,6 +40,9 @@ pub(crate) struct ImageImportArgs {
 
 /// Flags of `atoll image pull`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  atoll image pull busybox
+  atoll image pull --plain-http 127.0.0.1:5000/app:1")]
 pub(crate) struct ImagePullArgs {
     /// The image, such as busybox or registry.example/team/app:1.2
     pub(crate) reference: String,
@@ -84,7 +91,10 @@ pub(crate) struct ImageGcArgs {
 #[derive(Debug, Clone, Args)]
 #[command(
     after_help = "The password is asked for without echo, or read from standard input with --password-stdin. It is kept by the \
-server, readable by root alone, and never shown again."
+server, readable by root alone, and never shown again.
+
+Example:
+  atoll login registry.example:5000 -u me --password-stdin < token"
 )]
 pub(crate) struct LoginArgs {
     /// The registry, HOST or HOST:PORT

@@ -1,6 +1,5 @@
 //! Commands about the instance and the machine: up, down, doctor, version, completion.
 
-use std::ffi::OsString;
 use std::time::Duration;
 
 use atoll_server::ListenAddress;
@@ -41,6 +40,9 @@ pub(crate) struct UpArgs {
 
 /// Flags of `atoll down`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  atoll down
+  atoll down --data-dir /tmp/atoll")]
 pub(crate) struct DownArgs {
     /// Give up when it has not ended by then
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "60s")]
@@ -50,7 +52,11 @@ pub(crate) struct DownArgs {
 /// Flags of `atoll doctor`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Works without a server. Exit code 1 when something is missing without which no sandbox runs."
+    after_help = "Works without a server. Exit code 1 when something is missing without which no sandbox runs.
+
+Examples:
+  atoll doctor
+  atoll doctor --classes    the isolating classes that can be had here, for scripts"
 )]
 pub(crate) struct DoctorArgs {
     /// Only the names of the isolating classes that can be had here, one a line, the weakest first
@@ -72,17 +78,12 @@ pub(crate) struct VersionArgs {
 
 /// Flags of `atoll completion`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Example: atoll completion bash > /etc/bash_completion.d/atoll")]
+#[command(after_help = "Examples:
+  atoll completion bash > /etc/bash_completion.d/atoll
+  atoll completion zsh > /usr/local/share/zsh/site-functions/_atoll
+  atoll completion fish > /etc/fish/completions/atoll.fish")]
 pub(crate) struct CompletionArgs {
     /// The shell
     #[arg(value_enum)]
     pub(crate) shell: clap_complete::Shell,
-}
-
-/// Arguments of the unpack helper: read by the image store's own code.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct UnpackArgs {
-    /// Passed on as they are
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) arguments: Vec<OsString>,
 }

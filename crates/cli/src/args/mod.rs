@@ -18,7 +18,7 @@ pub(crate) use image::{
     ImageCommand, ImageGcArgs, ImageImportArgs, ImagePullArgs, ImageRemoveArgs, LoginArgs,
     LogoutArgs,
 };
-pub(crate) use instance::{CompletionArgs, DoctorArgs, DownArgs, UnpackArgs, UpArgs, VersionArgs};
+pub(crate) use instance::{CompletionArgs, DoctorArgs, DownArgs, UpArgs, VersionArgs};
 pub(crate) use objects::{
     CreateArgs, DeleteArgs, DescribeArgs, EventsArgs, GetArgs, LogsArgs, WaitArgs,
 };
@@ -74,6 +74,9 @@ pub(crate) struct ConnectionArgs {
     pub(crate) token_file: Option<PathBuf>,
 }
 
+/// The first argument of the unpack helper, which the server alone starts: no command, and offered to nobody.
+pub(crate) const UNPACK_ARGUMENT: &str = "internal-unpack";
+
 /// Everything atoll can be told.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -120,7 +123,4 @@ pub(crate) enum Command {
     Version(VersionArgs),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
-    /// Unpacks one layer, confined; started by the server only
-    #[command(name = "internal-unpack", hide = true)]
-    InternalUnpack(UnpackArgs),
 }

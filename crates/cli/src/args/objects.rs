@@ -22,7 +22,11 @@ use super::values::{
       - name: main
         image: busybox
         args: [sleep, '3600']
-        resource: {cpu: 500m, memory: 256Mi}"
+        resource: {cpu: 500m, memory: 256Mi}
+
+Examples:
+  atoll create -f work.yaml --wait
+  generate-manifests | atoll create -f -"
 )]
 pub(crate) struct CreateArgs {
     /// Manifest files; - is standard input
@@ -40,6 +44,10 @@ pub(crate) struct CreateArgs {
 
 /// Flags of `atoll get`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  atoll get sandboxes
+  atoll get sandbox/work -o yaml
+  atoll get sandboxes --watch -o json")]
 pub(crate) struct GetArgs {
     /// sandbox, image or node; or one object as KIND/NAME
     #[arg(value_name = "KIND[/NAME]")]
@@ -56,6 +64,9 @@ pub(crate) struct GetArgs {
 
 /// Flags of `atoll describe`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  atoll describe sandbox/work    its state, limits, events, and where its start-up time went
+  atoll describe node")]
 pub(crate) struct DescribeArgs {
     /// The objects
     #[arg(required = true, value_name = "KIND/NAME")]
@@ -67,7 +78,8 @@ pub(crate) struct DescribeArgs {
 #[command(
     after_help = "Fails with exit code 1 when the time is over, or when the state can no longer be reached.
 
-Example: atoll wait sandbox/work --for ready --timeout 30s"
+Example:
+  atoll wait sandbox/work --for ready --timeout 30s"
 )]
 pub(crate) struct WaitArgs {
     /// The object
@@ -104,6 +116,9 @@ pub(crate) struct DeleteArgs {
 
 /// Flags of `atoll events`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  atoll events sandbox/work
+  atoll events --follow -o json")]
 pub(crate) struct EventsArgs {
     /// Only those of this object
     #[arg(value_name = "KIND/NAME")]
@@ -120,6 +135,9 @@ pub(crate) struct EventsArgs {
 
 /// Flags of `atoll logs`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  atoll logs work
+  atoll logs -f --tail 20 --timestamps work main")]
 pub(crate) struct LogsArgs {
     /// Go on and print output as it comes, until the container ends
     #[arg(short, long)]

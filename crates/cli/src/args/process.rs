@@ -144,7 +144,11 @@ pub(crate) struct ExecArgs {
 #[derive(Debug, Clone, Args)]
 #[command(
     after_help = "Ends with the main process's exit code when that ends. Ctrl-C leaves the sandbox running (with a \
-terminal: press Ctrl-P, then Ctrl-Q)."
+terminal: press Ctrl-P, then Ctrl-Q).
+
+Examples:
+  atoll attach work
+  atoll attach -i work sidecar"
 )]
 pub(crate) struct AttachArgs {
     /// Pass standard input on, where the sandbox was created to take it

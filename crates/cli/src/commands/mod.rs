@@ -61,7 +61,6 @@ pub(crate) fn execute(command_line: CommandLine) -> Outcome {
             crate::bench::bench(suite, &connection).await?;
             Ok(SUCCESS)
         }),
-        Command::InternalUnpack(_) => anyhow::bail!("the unpack helper is no command"),
     }
 }
 

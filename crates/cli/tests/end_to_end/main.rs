@@ -11,6 +11,7 @@ mod support;
 
 mod alone;
 mod bench;
+mod command_line;
 mod files;
 mod hostile_images;
 mod images;

@@ -30,17 +30,23 @@ pub(super) struct StoreImages {
     store: ImageStore,
     /// Where archives arrive before they are read.
     incoming: PathBuf,
+    /// An archive that would leave less than this free is refused.
+    min_free_bytes: u64,
 }
 
 impl StoreImages {
     /// Empties what an earlier server left in `incoming`.
-    pub(super) fn new(store: ImageStore, incoming: PathBuf) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        store: ImageStore,
+        incoming: PathBuf,
+        min_free_bytes: u64,
+    ) -> anyhow::Result<Self> {
         match std::fs::remove_dir_all(&incoming) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => std::fs::create_dir_all(&incoming),
         }
         .with_context(|| format!("cannot prepare {}", incoming.display()))?;
-        Ok(Self { store, incoming })
+        Ok(Self { store, incoming, min_free_bytes })
     }
 
     /// Writes an archive to a file, so that it can be read more than once.
@@ -67,12 +73,28 @@ impl StoreImages {
             received += read as u64;
             if received - reported >= REPORT_BYTES {
                 reported = received;
+                self.check_free_space()?;
                 progress(status(&format!("received {} MiB", received >> 20)));
             }
         }
         to.flush().await.map_err(failed)?;
         tracing::debug!(received, elapsed = ?begun.elapsed(), "an archive was received");
         Ok(file)
+    }
+
+    /// An archive without an end must not take the last of the disk, on which the server's own state lies.
+    fn check_free_space(&self) -> Result<(), ImageSourceError> {
+        let Ok(stat) = rustix::fs::statvfs(&self.incoming) else { return Ok(()) };
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if free >= self.min_free_bytes {
+            return Ok(());
+        }
+        let message = format!(
+            "the disk is full: the archive leaves {} MiB free of the {} MiB that atoll keeps; free space or remove images (atoll image gc)",
+            free >> 20,
+            self.min_free_bytes >> 20
+        );
+        Err(ImageSourceError::Failed { message })
     }
 }
 

@@ -12,8 +12,7 @@ use atoll_runtime::sim::{SimHost, SimRuntime};
 use atoll_runtime::{Runtime, RuntimeClass, container_host, gvisor_host};
 use atoll_server::ImageSource;
 
-/// How the binary is told that it is the unpack helper.
-const UNPACK_ARGUMENT: &str = "internal-unpack";
+use crate::args::UNPACK_ARGUMENT;
 
 /// The classes of this machine.
 pub(super) struct Classes {
@@ -93,6 +92,8 @@ pub(super) fn unpack_helper() -> UnpackHelper {
 /// Opens the image store of a data directory.
 pub(super) async fn images(data_dir: &Path) -> anyhow::Result<Arc<dyn ImageSource>> {
     let options = StoreOptions::in_data_directory(data_dir, unpack_helper());
-    let store = ImageStore::open(data_dir.join("images"), options).await?;
-    Ok(Arc::new(images::StoreImages::new(store, data_dir.join("images").join("incoming"))?))
+    let min_free_bytes = options.min_free_bytes;
+    let directory = data_dir.join("images");
+    let store = ImageStore::open(&directory, options).await?;
+    Ok(Arc::new(images::StoreImages::new(store, directory.join("incoming"), min_free_bytes)?))
 }
