@@ -61,10 +61,8 @@ pub(crate) struct BenchArgs {
 
 /// Flags of `atoll bench provision`.
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Example:
-  atoll bench provision --class container --count 200 --against runc --image busybox -- echo ready"
-)]
+#[command(after_help = "Example:
+  atoll bench provision --class container --count 200 --against runc --image busybox -- echo ready")]
 pub(crate) struct ProvisionBenchArgs {
     #[command(flatten)]
     pub(crate) bench: BenchArgs,
@@ -84,10 +82,8 @@ pub(crate) struct ProvisionBenchArgs {
 
 /// Flags of `atoll bench exec`.
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Example:
-  atoll bench exec --class gvisor --count 100 --against runsc --image busybox -- /bin/true"
-)]
+#[command(after_help = "Example:
+  atoll bench exec --class gvisor --count 100 --against runsc --image busybox -- /bin/true")]
 pub(crate) struct ExecBenchArgs {
     #[command(flatten)]
     pub(crate) bench: BenchArgs,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::values::{ListFormat, PlainFormat};
+use super::values::{ListFormat, PlainFormat, name};
 
 /// `atoll image …`.
 #[derive(Debug, Clone, Subcommand)]
@@ -98,6 +98,7 @@ Example:
 )]
 pub(crate) struct LoginArgs {
     /// The registry, HOST or HOST:PORT
+    #[arg(value_parser = name)]
     pub(crate) registry: String,
 
     /// The user name; asked for when left out
@@ -113,5 +114,6 @@ pub(crate) struct LoginArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LogoutArgs {
     /// The registry, HOST or HOST:PORT
+    #[arg(value_parser = name)]
     pub(crate) registry: String,
 }

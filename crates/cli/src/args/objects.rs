@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::values::{
-    ListFormat, ObjectReference, ObjectSelector, PlainFormat, WaitCondition, duration,
+    ListFormat, ObjectReference, ObjectSelector, PlainFormat, WaitCondition, duration, name,
 };
 
 /// Flags of `atoll create`.
@@ -152,7 +152,7 @@ pub(crate) struct LogsArgs {
     pub(crate) timestamps: bool,
 
     /// The sandbox
-    #[arg(value_name = "SANDBOX")]
+    #[arg(value_name = "SANDBOX", value_parser = name)]
     pub(crate) name: String,
 
     /// The container; the first when left out

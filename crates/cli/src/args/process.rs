@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::values::{PullPolicy, duration, environment_entry};
+use super::values::{PullPolicy, duration, environment_entry, name};
 
 /// Flags of `atoll run`.
 #[derive(Debug, Clone, Args)]
@@ -132,7 +132,7 @@ pub(crate) struct ExecArgs {
     pub(crate) user: Option<String>,
 
     /// The sandbox
-    #[arg(value_name = "SANDBOX")]
+    #[arg(value_name = "SANDBOX", value_parser = name)]
     pub(crate) name: String,
 
     /// The command and its arguments
@@ -156,7 +156,7 @@ pub(crate) struct AttachArgs {
     pub(crate) interactive: bool,
 
     /// The sandbox
-    #[arg(value_name = "SANDBOX")]
+    #[arg(value_name = "SANDBOX", value_parser = name)]
     pub(crate) name: String,
 
     /// The container; the first when left out

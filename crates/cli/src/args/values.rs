@@ -53,7 +53,7 @@ impl FromStr for ObjectReference {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('/') {
             Some((kind, name)) if !name.is_empty() => {
-                Ok(Self { kind: kind.parse()?, name: name.to_owned() })
+                Ok(Self { kind: kind.parse()?, name: self::name(name)? })
             }
             _ => {
                 Err(format!("write KIND/NAME, for example sandbox/{}", text.trim_end_matches('/')))
@@ -78,7 +78,7 @@ impl FromStr for ObjectSelector {
             Some((kind, "")) => {
                 Err(format!("{kind}/ names no object: write {kind} for all of them"))
             }
-            Some((kind, name)) => Ok(Self { kind: kind.parse()?, name: Some(name.to_owned()) }),
+            Some((kind, name)) => Ok(Self { kind: kind.parse()?, name: Some(self::name(name)?) }),
         }
     }
 }
@@ -152,6 +152,14 @@ impl WaitCondition {
             Self::Failed => "failed",
             Self::Deleted => "deleted",
         }
+    }
+}
+
+/// A name that can be looked up. `.` and `..` are none: in a URL they would mean another place.
+pub(crate) fn name(text: &str) -> Result<String, String> {
+    match text {
+        "" | "." | ".." => Err(format!("{text:?} is no name")),
+        _ => Ok(text.to_owned()),
     }
 }
 

@@ -48,7 +48,13 @@ pub(crate) fn output_error(source: std::io::Error) -> anyhow::Error {
 
 /// Writes a line for people to standard error; nobody hears it when that is closed.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    tell("", text);
+}
+
+/// The mark is ours and may have a colour; the text may hold what a server, an image or a sandbox said.
+fn tell(mark: &str, text: &str) {
+    let lines: Vec<String> = text.split('\n').map(table::printable).collect();
+    let _ = writeln!(std::io::stderr().lock(), "{mark}{}", lines.join("\n"));
 }
 
 /// Writes JSON for programs, indented.
@@ -90,10 +96,10 @@ pub(crate) fn error(error: &anyhow::Error) {
             text.push_str(&cause);
         }
     }
-    note(&format!("{} {text}", Styles::stderr().paint(Colour::Bad, "error:")));
+    tell(&format!("{} ", Styles::stderr().paint(Colour::Bad, "error:")), &text);
 }
 
 /// Writes a warning to standard error.
 pub(crate) fn warn(text: &str) {
-    note(&format!("{} {text}", Styles::stderr().paint(Colour::Busy, "warning:")));
+    tell(&format!("{} ", Styles::stderr().paint(Colour::Busy, "warning:")), text);
 }

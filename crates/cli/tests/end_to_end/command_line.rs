@@ -147,7 +147,6 @@ fn a_command_line_that_makes_no_sense_is_always_a_2() {
         &["completion", "tcsh"],
         &["doctor", "extra"],
         &["bench"],
-       
         &["version", "--output", "yaml"],
     ] {
         let mut command = atoll(wrong);

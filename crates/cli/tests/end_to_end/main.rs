@@ -10,6 +10,7 @@
 mod support;
 
 mod alone;
+mod bad_input;
 mod bench;
 mod command_line;
 mod files;

@@ -47,7 +47,8 @@ impl Place {
             return Self::Stream;
         }
         match text.split_once(':') {
-            Some((name, path)) if !name.is_empty() && !name.contains('/') => {
+            // `.` and `..` are no sandboxes either.
+            Some((name, path)) if !matches!(name, "" | "." | "..") && !name.contains('/') => {
                 Self::Sandbox { name: name.to_owned(), path: path.to_owned() }
             }
             _ => Self::Local(PathBuf::from(text)),

@@ -22,6 +22,8 @@ use tokio::io::AsyncRead;
 const COLLECT_ALL: HighWater = HighWater::StoreBytes(0);
 /// Digits of a layer's digest that are shown.
 const SHORT_DIGITS: usize = 12;
+/// What an archive that was received is called: errors name it.
+const RECEIVED: &str = "archive";
 /// Bytes between two reports while an archive arrives.
 const REPORT_BYTES: u64 = 4 << 20;
 
@@ -54,13 +56,14 @@ impl StoreImages {
         &self,
         mut archive: Box<dyn AsyncRead + Send + Unpin>,
         progress: &Progress,
-    ) -> Result<tempfile::NamedTempFile, ImageSourceError> {
+    ) -> Result<tempfile::TempDir, ImageSourceError> {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let failed = |error: std::io::Error| ImageSourceError::Failed {
             message: format!("the archive could not be received: {error}"),
         };
-        let file = tempfile::NamedTempFile::new_in(&self.incoming).map_err(failed)?;
-        let mut to = tokio::fs::File::from_std(file.reopen().map_err(failed)?);
+        let directory = tempfile::tempdir_in(&self.incoming).map_err(failed)?;
+        let file = std::fs::File::create_new(directory.path().join(RECEIVED)).map_err(failed)?;
+        let mut to = tokio::fs::File::from_std(file);
         let mut buffer = vec![0; 256 * 1024];
         let (mut received, mut reported) = (0_u64, 0_u64);
         let begun = Instant::now();
@@ -79,7 +82,7 @@ impl StoreImages {
         }
         to.flush().await.map_err(failed)?;
         tracing::debug!(received, elapsed = ?begun.elapsed(), "an archive was received");
-        Ok(file)
+        Ok(directory)
     }
 
     /// An archive without an end must not take the last of the disk, on which the server's own state lies.
@@ -179,11 +182,11 @@ impl ImageSource for StoreImages {
         reference: Option<&ImageReference>,
         progress: Progress,
     ) -> Result<Vec<ImageInfo>, ImageSourceError> {
-        let file = self.receive(archive, &progress).await?;
+        let directory = self.receive(archive, &progress).await?;
         progress(status("unpacking"));
         let images = self
             .store
-            .import(file.path(), reference.cloned(), sink(progress))
+            .import(directory.path().join(RECEIVED), reference.cloned(), sink(progress))
             .await
             .map_err(source_error)?;
         Ok(images.into_iter().map(|summary| info(summary, false)).collect())
