@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use atoll_runtime::disk::DiskChoice;
 use atoll_runtime::shim::{PoolSizes, ShimHost, ShimHostConfig, ShimRuntime};
 use atoll_runtime::{EventReceiver, Runtime, Sandbox, container_host};
 use atoll_sys::capabilities::CapabilitySet;
@@ -33,7 +34,7 @@ fn main() -> Outcome<()> {
     let layer = layer.canonicalize()?;
     let launches = arguments.next().map_or(Ok(100), |text| text.parse())?;
     let data = tempfile::tempdir()?;
-    let detail = container_host::report(data.path()).container()?;
+    let detail = container_host::report(data.path(), DiskChoice::Auto).container()?;
     println!("class container: {detail}");
     let host = ShimHost::open(ShimHostConfig {
         data_dir: data.path().to_owned(),
@@ -41,6 +42,7 @@ fn main() -> Outcome<()> {
         shim_program: atoll_programs::SHIM,
         spawners: None,
         pools: PoolSizes::default(),
+        disks: DiskChoice::Auto,
     })?;
     let runtime = ShimRuntime::container(host, detail);
     let executor = tokio::runtime::Runtime::new()?;

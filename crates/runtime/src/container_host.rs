@@ -7,9 +7,10 @@ use std::path::Path;
 
 use atoll_model::causes::with_causes;
 use atoll_sys::cgroup::{CgroupLayout, CgroupRoot};
-use atoll_sys::disk_image::{self, DiskBackend};
 use atoll_sys::id_map::try_id_map;
 use atoll_sys::network_namespace;
+
+use crate::disk::{self, DiskChoice};
 
 /// Kernel versions: the oldest that works at all (mount_setattr, close_range, openat2, clone3 into a group), and the oldest with
 /// overlays over id-mapped layers. SOURCE: mount_setattr(2); Linux 5.19 release notes, overlayfs.
@@ -78,7 +79,7 @@ impl HostReport {
 
 /// Looks, and tries what can only be tried. `data_dir` must exist; takes about 30 ms and blocks.
 #[must_use]
-pub fn report(data_dir: &Path) -> HostReport {
+pub fn report(data_dir: &Path, disks_choice: DiskChoice) -> HostReport {
     let check = |name, finding| HostCheck { name, finding };
     let mut checks = vec![
         check("root", root()),
@@ -87,7 +88,7 @@ pub fn report(data_dir: &Path) -> HostReport {
         check("system call filter", system_call_filter()),
         check("overlay", overlay()),
         check("network namespaces", network()),
-        check("disks", disks(data_dir)),
+        check("disks", disks(data_dir, disks_choice)),
     ];
     checks.push(check(
         "user namespace",
@@ -196,13 +197,10 @@ fn network() -> HostFinding {
     }
 }
 
-fn disks(data_dir: &Path) -> HostFinding {
-    match disk_image::detect(data_dir) {
-        DiskBackend::LoopExt4 => HostFinding::Works("ext4 disks on loop devices".into()),
-        DiskBackend::Unsupported(error) => HostFinding::Missing(format!(
-            "sandboxes' disks cannot be bounded: {} (needed: e2fsprogs, loop devices, ext4)",
-            with_causes(&error)
-        )),
+fn disks(data_dir: &Path, choice: DiskChoice) -> HostFinding {
+    match disk::choose(data_dir, choice) {
+        Ok(chosen) => HostFinding::Works(chosen.detail),
+        Err(why) => HostFinding::Missing(format!("sandboxes' disks cannot be bounded: {why}")),
     }
 }
 
@@ -236,7 +234,7 @@ mod tests {
     #[test]
     fn a_probe_leaves_nothing_behind() {
         let directory = tempfile::tempdir().unwrap();
-        let report = report(directory.path());
+        let report = report(directory.path(), DiskChoice::Auto);
         assert_eq!(report.checks.len(), 8);
         let root = matches!(&report.checks[0].finding, HostFinding::Works(_));
         assert_eq!(root, rustix::process::geteuid().is_root());

@@ -8,6 +8,7 @@
 
 pub mod container_host;
 mod contract;
+pub mod disk;
 pub mod gvisor_host;
 pub mod shim;
 pub mod sim;

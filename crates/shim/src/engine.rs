@@ -42,7 +42,7 @@ pub struct Resources {
     pub network_namespace: Option<OwnedFd>,
     /// A sysfs of that network namespace, mounted nowhere, read-only.
     pub sysfs: Option<OwnedFd>,
-    /// The disks by container name, each an ext4 mounted nowhere.
+    /// The disks by container name, each a mount that stands nowhere.
     pub disks: Vec<(String, OwnedFd)>,
 }
 

@@ -268,28 +268,15 @@ pub fn mount_image(image: &File, path: &Path) -> Result<OwnedFd, DiskError> {
     mount_detached(&device, &SANDBOX_DISK_OPTIONS)
 }
 
-/// How a host bounds a sandbox's disk.
-#[derive(Debug)]
-pub enum DiskBackend {
-    /// Prepared ext4 images on loop devices.
-    LoopExt4,
-    /// Neither way works, and why: sandboxes with a disk limit must be refused.
-    Unsupported(DiskError),
-}
-
 /// Tries for real in `dir`, the directory that will hold the images: makes, mounts and forgets a small one (about 20 ms).
-#[must_use]
-pub fn detect(dir: &Path) -> DiskBackend {
-    let attempt = || {
-        let template = TemplateImage::prepare(dir, SMALLEST_BYTES)?;
-        let probe = TemporaryFile::new(dir);
-        let image = template.instantiate(&probe.0)?;
-        mount_image(&image, &probe.0)
-    };
-    match attempt() {
-        Ok(_mount) => DiskBackend::LoopExt4,
-        Err(error) => DiskBackend::Unsupported(error),
-    }
+///
+/// # Errors
+/// What does not work: sandboxes with a disk limit cannot have images then.
+pub fn detect(dir: &Path) -> Result<(), DiskError> {
+    let template = TemplateImage::prepare(dir, SMALLEST_BYTES)?;
+    let probe = TemporaryFile::new(dir);
+    let image = template.instantiate(&probe.0)?;
+    mount_image(&image, &probe.0).map(drop)
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@
 //! About processes that exist: [`process`] (by identity and pidfd: everybody), [`signals`] (by number: a parent, a first process),
 //! [`poll_set`] (waiting for descriptors and children at once: the guest). Between processes: [`packet`], and [`clock`], since they compare times.
 //!
-//! What a sandbox consists of: [`cgroup`], [`capabilities`], [`seccomp`], [`mount`], [`disk_image`] on a [`loop_device`],
+//! What a sandbox consists of: [`cgroup`], [`capabilities`], [`seccomp`], [`mount`], a disk ([`disk_image`] on a [`loop_device`],
+//! [`project_quota`] or [`btrfs`]),
 //! [`network_namespace`], [`shared_namespaces`] (users, IPC, hostname), [`id_map`] (which ids it has).
 #![allow(
     unsafe_code,
@@ -22,6 +23,7 @@
 )]
 
 mod bare;
+pub mod btrfs;
 pub mod capabilities;
 pub mod cgroup;
 pub mod clock;
@@ -38,6 +40,7 @@ pub mod packet;
 pub mod placed_child;
 pub mod poll_set;
 pub mod process;
+pub mod project_quota;
 pub mod seccomp;
 pub mod shared_namespaces;
 pub mod signals;

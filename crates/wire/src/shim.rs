@@ -10,7 +10,8 @@
 //! | `end.json` | shim | [`crate::record::EndRecord`]: how it ended, synced before anything is reaped |
 //! | `container.<name>/guest.in`, `guest.out` | shim | the guest's channel, two FIFOs |
 //! | `container.<name>/stdout`, `stderr` | shim | with `init: image`: the command's output, two FIFOs |
-//! | `container.<name>/disk.ext4` | server | the writable layer's disk |
+//! | `container.<name>/disk.ext4` | server | the writable layer's disk: an image |
+//! | `container.<name>/disk` | server | the same, of the other kinds of [`DiskBackend`] |
 //! | `logs/<container>.log[.1]` | shim | [`crate::log`] |
 //!
 //! A server sends [`SpawnRequest`] as one packet to a spawner (SOCK_SEQPACKET, the spawner's descriptor 3) with descriptors in the order
@@ -184,6 +185,34 @@ pub struct Placement {
     pub guest_binary: PathBuf,
     /// For engine gvisor.
     pub gvisor: Option<GvisorPlacement>,
+    /// What its disks are; before there was a choice they were images.
+    #[serde(default)]
+    pub disk_backend: DiskBackend,
+}
+
+/// What bounds the disks of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskBackend {
+    /// An ext4 of its own in a file, on a loop device.
+    #[default]
+    Image,
+    /// A subvolume of the data directory's btrfs with a limit of its quota group.
+    Btrfs,
+    /// A directory of the data directory's ext4 or xfs with a project quota.
+    ProjectQuota,
+}
+
+impl DiskBackend {
+    /// The name in options and answers.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Btrfs => "btrfs",
+            Self::ProjectQuota => "project-quota",
+        }
+    }
 }
 
 /// What the gvisor engine needs to know of this host.
@@ -209,7 +238,7 @@ pub enum DescriptorRole {
     NetworkNamespace,
     /// A sysfs of that network namespace, mounted nowhere, read-only.
     Sysfs,
-    /// The disk of the container of that name, an ext4 mounted nowhere.
+    /// The disk of the container of that name, a file system or directory mounted nowhere.
     Disk(String),
 }
 

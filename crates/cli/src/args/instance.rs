@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use atoll_runtime::disk::DiskChoice;
 use atoll_server::ListenAddress;
 use clap::Args;
 
@@ -32,6 +33,10 @@ pub(crate) struct UpArgs {
     /// Offer class sim too: it isolates nothing and runs nothing, but models sandboxes for tests
     #[arg(long)]
     pub(crate) enable_sim: bool,
+
+    /// What bounds the disks of new sandboxes: auto, image, btrfs or project-quota. auto takes the fastest whose full disks give ENOSPC
+    #[arg(long, value_name = "BACKEND", default_value_t = DiskChoice::Auto)]
+    pub(crate) disk_backend: DiskChoice,
 
     /// The background half of --detach
     #[arg(long, hide = true)]

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
+use atoll_runtime::disk::DiskChoice;
 use atoll_server::{DataDir, ListenAddress};
 use rustix::stdio::{dup2_stderr, dup2_stdout};
 
@@ -28,6 +29,7 @@ pub(super) fn start(
     data_dir: &Path,
     listen: &ListenAddress,
     enable_sim: bool,
+    disks: DiskChoice,
 ) -> anyhow::Result<Serving> {
     DataDir::create(data_dir)?;
     let data_dir = data_dir
@@ -46,6 +48,8 @@ pub(super) fn start(
         .arg(&data_dir)
         .arg("--listen")
         .arg(listen.to_string())
+        .arg("--disk-backend")
+        .arg(disks.to_string())
         .args(enable_sim.then_some("--enable-sim"))
         .current_dir("/")
         .stdin(Stdio::null())

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::Context;
+use atoll_runtime::disk::DiskChoice;
 use atoll_server::ListenAddress;
 use atoll_sys::process::{ProcessIdentity, ProcessState};
 use atoll_wire::rest::{ServerRecord, Shutdown};
@@ -26,7 +27,7 @@ pub(super) async fn down(args: DownArgs, connection: &ConnectionArgs) -> Outcome
         output::note("The server is not there, but it may have left sandboxes: looking for them.");
         let anywhere: ListenAddress = "127.0.0.1:0".parse()?;
         // With every class, so that whatever there is can be ended.
-        detached::start(directory, &anywhere, true)?;
+        detached::start(directory, &anywhere, true, DiskChoice::Auto)?;
         record = live_record(directory)?;
     }
     let Some(record) = record else {

@@ -19,7 +19,12 @@ const DEFAULT_LOG: &str = "info";
 /// Starts atoll.
 pub(super) fn up(args: &UpArgs, connection: &ConnectionArgs) -> Outcome {
     if args.detach {
-        let serving = detached::start(&connection.data_dir, &args.listen, args.enable_sim)?;
+        let serving = detached::start(
+            &connection.data_dir,
+            &args.listen,
+            args.enable_sim,
+            args.disk_backend,
+        )?;
         output::print(&format!(
             "atoll serves at {} (data directory {}, pid {})\n",
             serving.address,
@@ -42,7 +47,7 @@ fn serve(args: &UpArgs, data_dir: &Path, detached: bool) -> Outcome {
     begin_logging(if detached { Some(data_dir) } else { None })?;
     // Locked before anything else touches it: two servers never share a directory.
     let locked = DataDir::open(data_dir)?;
-    let classes = node::classes(locked.path(), args.enable_sim)?;
+    let classes = node::classes(locked.path(), args.enable_sim, args.disk_backend)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

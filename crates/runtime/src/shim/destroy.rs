@@ -13,7 +13,7 @@ use atoll_sys::process::{ProcessIdentity, send_signal};
 use atoll_wire::shim::{EVENT_KIND, ShimEvent, ShimReply, ShimRequest};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::RuntimeError;
+use crate::{RuntimeError, disk};
 use atoll_model::causes::with_causes;
 
 use super::adopt::identity;
@@ -39,19 +39,7 @@ pub(super) async fn clear(host: &Arc<ShimHost>, uid: &str) -> Result<(), Runtime
     blocking(move || {
         let _lock = kill(&host, &uid)?;
         // The disks are worth nothing to anybody any more.
-        let containers = match directory.launch() {
-            Found::Whole(launch) => launch.plan.containers,
-            Found::Absent | Found::Unfinished | Found::Damaged(_) => Vec::new(),
-        };
-        for container in containers {
-            let disk = directory.disk(&container.name);
-            match fs::remove_file(&disk) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(io_error("remove", &disk)(error));
-                }
-                _ => {}
-            }
-        }
+        disk::remove_all_of(&directory.path)?;
         Ok(())
     })
     .await

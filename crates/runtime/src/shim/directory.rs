@@ -8,11 +8,11 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use atoll_wire::record::{EndRecord, RECORD_VERSION, ShimRecord};
-use atoll_wire::shim::{Launch, SHIM_PROTOCOL_VERSION, container_directory};
+use atoll_wire::shim::{DiskBackend, Launch, SHIM_PROTOCOL_VERSION, container_directory};
 use rustix::fs::{FlockOperation, OFlags};
 use serde::de::DeserializeOwned;
 
-use crate::RuntimeError;
+use crate::{RuntimeError, disk};
 
 /// Largest record that is read: a launch with its environments.
 const MAX_RECORD_BYTES: u64 = 16 << 20;
@@ -78,6 +78,7 @@ impl Layout {
     /// Makes what is missing and empties what an earlier server left unfinished.
     pub(super) fn prepare(&self) -> Result<(), RuntimeError> {
         for left in [self.pool(), self.trash()] {
+            disk::remove_what_is_left(&left)?;
             match fs::remove_dir_all(&left) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     return Err(io_error("empty", &left)(error));
@@ -131,7 +132,10 @@ impl Layout {
         let from = self.sandbox(uid).path;
         let to = self.trash().join(format!("{uid}-{}", atoll_sys::clock::monotonic_micros()));
         match fs::rename(&from, &to) {
-            Ok(()) => fs::remove_dir_all(&to).map_err(io_error("remove", &to)),
+            Ok(()) => {
+                disk::remove_all_of(&to)?;
+                fs::remove_dir_all(&to).map_err(io_error("remove", &to))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(io_error("remove", &from)(error)),
         }
@@ -170,8 +174,8 @@ impl SandboxDirectory {
         self.path.join("shim.sock")
     }
 
-    pub(super) fn disk(&self, container: &str) -> PathBuf {
-        self.path.join(container_directory(container)).join("disk.ext4")
+    pub(super) fn disk(&self, container: &str, backend: DiskBackend) -> PathBuf {
+        self.path.join(container_directory(container)).join(disk::file_name(backend))
     }
 
     pub(super) fn log(&self, container: &str) -> PathBuf {

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::RuntimeError;
 use crate::container_host;
+use crate::disk::{self, DiskChoice};
 use atoll_model::causes::with_causes;
 
 use super::directory::{Found, Layout, io_error};
@@ -34,6 +35,8 @@ pub struct ShimHostConfig {
     pub spawners: Option<usize>,
     /// What is kept ready.
     pub pools: PoolSizes,
+    /// What bounds the disks of new sandboxes. Those from before keep theirs.
+    pub disks: DiskChoice,
 }
 
 /// The part of a host that classes `container` and `gvisor` share.
@@ -88,7 +91,8 @@ impl ShimHost {
             config.spawners.unwrap_or(cores),
             &layout.spawner_log(),
         )?;
-        let pools = Pools::start(&layout, config.pools)?;
+        disk::sweep(&layout.data_dir);
+        let pools = Pools::start(&layout, config.pools, maker(&layout, &instance, config.disks)?)?;
         let launches = Launches::default();
         let host = Self { layout, instance, programs, spawners, pools, ids, cgroups, launches };
         host.read_launches()?;
@@ -148,6 +152,23 @@ impl ShimHost {
     }
 }
 
+fn maker(
+    layout: &Layout,
+    instance: &str,
+    choice: DiskChoice,
+) -> Result<Box<dyn disk::Maker>, RuntimeError> {
+    let chosen = disk::choose(&layout.data_dir, choice).map_err(|why| RuntimeError::Host {
+        message: format!("sandboxes' disks cannot be bounded: {why}"),
+    })?;
+    tracing::info!(backend = chosen.backend.name(), detail = chosen.detail, "disks");
+    disk::maker(&chosen, &layout.data_dir, layout.templates(), seed(instance))
+}
+
+/// Spreads instances of one host over what they number.
+fn seed(instance: &str) -> u32 {
+    u32::from_str_radix(instance.get(..8).unwrap_or_default(), 16).unwrap_or(0)
+}
+
 fn id_ranges(instance: &str) -> IdRanges {
     let mut subordinate = String::new();
     for path in ["/etc/subuid", "/etc/subgid"] {
@@ -155,6 +176,5 @@ fn id_ranges(instance: &str) -> IdRanges {
         subordinate += &std::fs::read_to_string(path).unwrap_or_default();
         subordinate.push('\n');
     }
-    let seed = u32::from_str_radix(instance.get(..8).unwrap_or_default(), 16).unwrap_or(0);
-    IdRanges::new(&subordinate, seed)
+    IdRanges::new(&subordinate, seed(instance))
 }

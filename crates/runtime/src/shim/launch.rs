@@ -187,7 +187,7 @@ async fn prepare(
     blocking(move || {
         directory.create(launch.plan.containers.iter().map(|it| it.name.as_str()))?;
         for (container, disk) in launch.plan.containers.iter().zip(&mut disks) {
-            disk.place(&directory.disk(&container.name))?;
+            disk.place(&directory.disk(&container.name, launch.placement.disk_backend))?;
         }
         directory.write_launch(&launch)?;
         Ok(Prepared { request, network, disks })
@@ -215,6 +215,7 @@ fn placement(
         first_host_id,
         guest_binary: host.programs.guest(),
         gvisor: setup.gvisor.clone(),
+        disk_backend: host.pools.disk_backend(),
     })
 }
 

@@ -1,7 +1,7 @@
 //! What does not depend on a request is made before it: network namespaces, and disks of the sizes that are asked for.
 //!
 //! Owns the stock and the two threads that refill it. What is taken belongs to the taker; what is still here when the server ends is gone
-//! with its descriptors, but for the disks' files, which the next start removes. An empty stock costs time, never a request.
+//! with its descriptors, but for what lies in the pool's directory, which the next start removes. An empty stock costs time, never a request.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use atoll_sys::disk_image::{DiskError, TemplateImage, mount_image};
 use atoll_sys::network_namespace::{self, PreparedNetwork};
 
 use crate::RuntimeError;
+use crate::disk::{self, Maker};
 use atoll_model::causes::with_causes;
+use atoll_wire::shim::DiskBackend;
 
 use super::directory::{Layout, io_error};
 
@@ -39,34 +40,19 @@ pub const DISK_SIZES: usize = 4;
 /// After a failure the next try waits this long; takers try for themselves meanwhile and tell their user why it fails.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// A disk that nobody uses yet. Dropped, its file goes.
+/// A disk that nobody uses yet. Dropped, it goes.
 #[derive(Debug)]
 pub(super) struct PreparedDisk {
-    /// An ext4, mounted nowhere.
+    /// It, mounted nowhere.
     pub(super) mount: OwnedFd,
-    file: Option<PathBuf>,
+    path: Option<PathBuf>,
 }
 
 impl PreparedDisk {
-    fn make(layout: &Layout, size_bytes: u64, name: &str) -> Result<Self, RuntimeError> {
-        let failed = |error: DiskError| RuntimeError::Host { message: with_causes(&error) };
-        let template = TemplateImage::prepare(&layout.templates(), size_bytes).map_err(failed)?;
-        let path = layout.pool().join(format!("{name}.ext4"));
-        let image = template.instantiate(&path).map_err(failed)?;
-        match mount_image(&image, &path) {
-            Ok(mount) => Ok(Self { mount, file: Some(path) }),
-            Err(error) => {
-                // The mount's error is the one to report.
-                let _ = fs::remove_file(&path);
-                Err(failed(error))
-            }
-        }
-    }
-
-    /// Puts the file where the sandbox's owner finds it.
+    /// Puts it where the sandbox's owner finds it.
     pub(super) fn place(&mut self, to: &Path) -> Result<(), RuntimeError> {
-        if let Some(file) = self.file.take() {
-            fs::rename(&file, to).map_err(io_error("move a disk to", to))?;
+        if let Some(path) = self.path.take() {
+            fs::rename(&path, to).map_err(io_error("move a disk to", to))?;
         }
         Ok(())
     }
@@ -74,9 +60,10 @@ impl PreparedDisk {
 
 impl Drop for PreparedDisk {
     fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            // Gone already is as good.
-            let _ = fs::remove_file(file);
+        if let Some(path) = &self.path
+            && let Err(error) = disk::remove(path)
+        {
+            tracing::warn!(%error, "a disk that nobody used stays until the next start");
         }
     }
 }
@@ -89,6 +76,7 @@ pub(super) struct Pools {
 
 struct Shared {
     layout: Layout,
+    maker: Box<dyn Maker>,
     sizes: PoolSizes,
     stock: Mutex<Stock>,
     /// Something was taken, or it is over.
@@ -113,6 +101,11 @@ impl Shared {
         let mut stock = self.stock();
         stock.made += 1;
         format!("disk-{}", stock.made)
+    }
+
+    fn make_disk(&self, size_bytes: u64) -> Result<PreparedDisk, RuntimeError> {
+        let made = self.maker.make(&self.layout.pool(), &self.next_name(), size_bytes)?;
+        Ok(PreparedDisk { mount: made.mount, path: Some(made.path) })
     }
 
     /// Waits for work; `None`: it is over.
@@ -155,7 +148,7 @@ impl Shared {
             sizes.find(|(_, ready)| ready.len() < self.sizes.disks).map(|(size, _)| *size)
         };
         while let Some(size) = self.wait(short) {
-            match PreparedDisk::make(&self.layout, size, &self.next_name()) {
+            match self.make_disk(size) {
                 Ok(disk) => {
                     let mut stock = self.stock();
                     if let Some((_, ready)) = stock.disks.iter_mut().find(|(it, _)| *it == size) {
@@ -175,9 +168,14 @@ impl Shared {
 
 impl Pools {
     /// Begins to fill the stock.
-    pub(super) fn start(layout: &Layout, sizes: PoolSizes) -> Result<Self, RuntimeError> {
+    pub(super) fn start(
+        layout: &Layout,
+        sizes: PoolSizes,
+        maker: Box<dyn Maker>,
+    ) -> Result<Self, RuntimeError> {
         let shared = Arc::new(Shared {
             layout: layout.clone(),
+            maker,
             sizes,
             stock: Mutex::default(),
             wanted: Condvar::new(),
@@ -247,8 +245,13 @@ impl Pools {
         if let Some(disk) = ready {
             return Ok(disk);
         }
-        let (layout, name) = (self.shared.layout.clone(), self.shared.next_name());
-        super::blocking(move || PreparedDisk::make(&layout, size_bytes, &name)).await
+        let shared = Arc::clone(&self.shared);
+        super::blocking(move || shared.make_disk(size_bytes)).await
+    }
+
+    /// What its disks are.
+    pub(super) fn disk_backend(&self) -> DiskBackend {
+        self.shared.maker.backend()
     }
 
     /// Ends the threads and drops the stock. Blocks for as long as one preparation takes.
@@ -290,7 +293,9 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let layout = Layout { data_dir: data.path().to_owned() };
         layout.prepare().unwrap();
-        let pools = Pools::start(&layout, PoolSizes { networks: 2, disks: 1 }).unwrap();
+        let chosen = disk::choose(data.path(), disk::DiskChoice::Auto).unwrap();
+        let maker = disk::maker(&chosen, data.path(), layout.templates(), 1).unwrap();
+        let pools = Pools::start(&layout, PoolSizes { networks: 2, disks: 1 }, maker).unwrap();
         let first = pools.network().await.unwrap();
         let second = pools.network().await.unwrap();
         let inode =

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use atoll_runtime::disk::DiskChoice;
 use atoll_runtime::shim::{PoolSizes, ShimHost, ShimHostConfig, ShimRuntime};
 use atoll_runtime::sim::{SimHost, SimRuntime};
 use atoll_runtime::{Runtime, RuntimeClass, container_host, gvisor_host};
@@ -75,7 +76,7 @@ impl Bench {
         let mut gvisor = None;
         match class {
             RuntimeClass::Sim => {}
-            RuntimeClass::Container => drop(container_host::report(data.path()).container()?),
+            RuntimeClass::Container => drop(container_host::report(data.path(), DiskChoice::Auto).container()?),
             RuntimeClass::Gvisor => {
                 // The answer is remembered for all benches of this run.
                 let found = gvisor_host::detect(shared_directory());
@@ -105,6 +106,7 @@ impl Bench {
             shim_program: atoll_programs::SHIM,
             spawners: Some(1),
             pools: PoolSizes { networks: 2, disks: 1 },
+            disks: DiskChoice::Auto,
         })
         .unwrap();
         let runtime = match (class, gvisor) {

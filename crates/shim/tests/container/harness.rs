@@ -12,7 +12,7 @@ use atoll_sys::capabilities::CapabilitySet;
 use atoll_sys::cgroup::{CgroupLayout, CgroupRoot};
 use atoll_wire::guest::{ProcessSpec, UserIds};
 use atoll_wire::shim::{
-    ContainerLimits, ContainerPlan, Engine, Init, Launch, Placement, SandboxPlan,
+    ContainerLimits, ContainerPlan, DiskBackend, Engine, Init, Launch, Placement, SandboxPlan,
 };
 
 /// Programs of busybox that the image has.
@@ -151,6 +151,7 @@ impl Prepared {
                 first_host_id: Some(FIRST_HOST_ID),
                 guest_binary: "/nonexistent".into(),
                 gvisor: None,
+                disk_backend: DiskBackend::Image,
             },
         };
         Self { launch, directory }

@@ -16,7 +16,7 @@ use atoll_wire::frame::{Decoder, Frame};
 use atoll_wire::guest::{Exited, GuestMessage, HostMessage, ProcessSpec, UserIds};
 use atoll_wire::record::{EndRecord, ProcessId, ShimRecord};
 use atoll_wire::shim::{
-    ContainerLimits, ContainerPlan, DescriptorRole, EVENT_KIND, Engine, Init, Launch, Placement,
+    ContainerLimits, ContainerPlan, DescriptorRole, DiskBackend, EVENT_KIND, Engine, Init, Launch, Placement,
     REPLY_KIND, REQUEST_KIND, SHIM_PROTOCOL_VERSION, SandboxPlan, ShimEvent, ShimReply,
     ShimRequest, ShimState, SpawnRequest,
 };
@@ -194,6 +194,7 @@ impl Sandbox {
                 first_host_id: None,
                 guest_binary: guest(),
                 gvisor: None,
+                disk_backend: DiskBackend::Image,
             },
         };
         change(&mut launch);

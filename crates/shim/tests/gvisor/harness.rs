@@ -15,7 +15,7 @@ use atoll_sys::disk_image::{TemplateImage, mount_image};
 use atoll_sys::process::{self, Exit, ProcessIdentity, ProcessState, Wait};
 use atoll_wire::guest::{ProcessSpec, UserIds};
 use atoll_wire::shim::{
-    ContainerLimits, ContainerPlan, Engine as EngineKind, GvisorPlacement, Init, Launch, Placement,
+    ContainerLimits, ContainerPlan, DiskBackend, Engine as EngineKind, GvisorPlacement, Init, Launch, Placement,
     SHIM_PROTOCOL_VERSION, SandboxPlan,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -135,6 +135,7 @@ impl Sandbox {
                 cgroup_instance: format!("gvisor-test-{}", std::process::id()),
                 first_host_id: None,
                 guest_binary: directory.path().join("guest"),
+                disk_backend: DiskBackend::Image,
                 gvisor: Some(GvisorPlacement {
                     runsc,
                     root: directory.path().join("r"),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use atoll_model::causes::with_causes;
 use atoll_runtime::container_host::{self, HostFinding};
+use atoll_runtime::disk::DiskChoice;
 use atoll_runtime::{RuntimeClass, gvisor_host};
 
 use super::{Check, Verdict};
@@ -52,7 +53,7 @@ fn processors_and_memory() -> Check {
 
 /// What class `container` needs, and class `gvisor` most of it.
 fn container(probe: &Path) -> Vec<Check> {
-    let checks = container_host::report(probe).checks;
+    let checks = container_host::report(probe, DiskChoice::Auto).checks;
     checks
         .into_iter()
         .map(|check| match check.finding {
@@ -108,7 +109,7 @@ pub(super) fn classes(data_dir: &Path) -> anyhow::Result<Vec<&'static str>> {
     let directory = nearest_existing(data_dir);
     let probe = tempfile::tempdir_in(&directory)
         .with_context(|| format!("cannot write to {}", directory.display()))?;
-    let container = container_host::report(probe.path()).container().is_ok();
+    let container = container_host::report(probe.path(), DiskChoice::Auto).container().is_ok();
     let gvisor = gvisor_host::detect(probe.path()).is_ok();
     let found = [(RuntimeClass::Container, container), (RuntimeClass::Gvisor, gvisor)];
     Ok(found.into_iter().filter(|(_, there)| *there).map(|(class, _)| class.name()).collect())

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use atoll_image::{ImageStore, StoreOptions, UnpackHelper};
+use atoll_runtime::disk::DiskChoice;
 use atoll_runtime::shim::{PoolSizes, ShimHost, ShimHostConfig, ShimRuntime};
 use atoll_runtime::sim::{SimHost, SimRuntime};
 use atoll_runtime::{Runtime, RuntimeClass, container_host, gvisor_host};
@@ -24,7 +25,11 @@ pub(super) struct Classes {
 
 /// Finds the classes, and begins what they need. Call it before there are threads; takes some tens of milliseconds. Class `sim` isolates
 /// nothing, so only whoever starts the server can ask for it.
-pub(super) fn classes(data_dir: &Path, enable_sim: bool) -> anyhow::Result<Classes> {
+pub(super) fn classes(
+    data_dir: &Path,
+    enable_sim: bool,
+    disks: DiskChoice,
+) -> anyhow::Result<Classes> {
     let mut found = Classes { runtimes: Vec::new(), missing: Vec::new() };
     if enable_sim {
         let logs = data_dir.join("run").join("sim-logs");
@@ -35,7 +40,7 @@ pub(super) fn classes(data_dir: &Path, enable_sim: bool) -> anyhow::Result<Class
         let why = "it isolates nothing and is for tests: start the server with --enable-sim";
         found.missing.push((RuntimeClass::Sim, why.to_owned()));
     }
-    let container = container_host::report(data_dir).container();
+    let container = container_host::report(data_dir, disks).container();
     let gvisor = gvisor_host::detect(data_dir);
     if container.is_err() && gvisor.is_err() {
         missing(&mut found, container.err(), gvisor.err());
@@ -47,6 +52,7 @@ pub(super) fn classes(data_dir: &Path, enable_sim: bool) -> anyhow::Result<Class
         shim_program: atoll_programs::SHIM,
         spawners: None,
         pools: PoolSizes::default(),
+        disks,
     };
     let host = match ShimHost::open(config) {
         Ok(host) => host,

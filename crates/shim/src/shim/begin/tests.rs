@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use atoll_wire::guest::{ProcessSpec, UserIds};
-use atoll_wire::shim::{ContainerLimits, ContainerPlan, Engine, Init, Placement, SandboxPlan};
+use atoll_wire::shim::{ContainerLimits, ContainerPlan, DiskBackend, Engine, Init, Placement, SandboxPlan};
 
 use super::*;
 
@@ -53,6 +53,7 @@ fn launch(names: &[&str]) -> Launch {
             first_host_id: None,
             guest_binary: PathBuf::from("/guest"),
             gvisor: None,
+            disk_backend: DiskBackend::Image,
         },
     }
 }
