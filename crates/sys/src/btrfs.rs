@@ -144,11 +144,7 @@ impl Arguments for uapi::btrfs_ioctl_qgroup_limit_args {}
 impl Arguments for uapi::btrfs_ioctl_qgroup_create_args {}
 impl Arguments for uapi::btrfs_ioctl_search_args {}
 
-fn call(
-    file: BorrowedFd<'_>,
-    number: u32,
-    arguments: &mut impl Arguments,
-) -> Result<(), Errno> {
+fn call(file: BorrowedFd<'_>, number: u32, arguments: &mut impl Arguments) -> Result<(), Errno> {
     // SAFETY: `Arguments` are the kernel's own structures, plain numbers without pointers, and every caller gives the one that its call reads
     // and writes; it lives until the call returns.
     let answer = unsafe {

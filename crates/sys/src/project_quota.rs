@@ -145,10 +145,7 @@ pub fn quota(place: BorrowedFd<'_>, id: u32) -> Result<ProjectQuota, Errno> {
 ///
 /// # Errors
 /// The kernel's answer: ESRCH or ENOSYS where it keeps no project quotas.
-pub fn next_known(
-    place: BorrowedFd<'_>,
-    id: u32,
-) -> Result<Option<(u32, ProjectQuota)>, Errno> {
+pub fn next_known(place: BorrowedFd<'_>, id: u32) -> Result<Option<(u32, ProjectQuota)>, Errno> {
     let mut block = QuotaBlock::default();
     match call(place, GET_NEXT_QUOTA, id, &mut block) {
         Ok(()) => Ok(Some((block.id, block.quota()))),

@@ -51,12 +51,7 @@ impl Projects {
     }
 
     /// Limits an id that has none, and gives it to the directory.
-    fn give(
-        &self,
-        directory: BorrowedFd<'_>,
-        bytes: u64,
-        inodes: u64,
-    ) -> Result<(), Errno> {
+    fn give(&self, directory: BorrowedFd<'_>, bytes: u64, inodes: u64) -> Result<(), Errno> {
         // Held throughout, so that nobody else finds the same id without limits.
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..IDS {

@@ -60,7 +60,9 @@ fn remove_directory(
             Ok(()) | Err(Errno::NOENT) => {}
             Err(Errno::ISDIR | Errno::PERM) => {
                 match rustix::fs::unlinkat(&directory, &*inner, AtFlags::REMOVEDIR) {
-                    Err(Errno::NOTEMPTY | Errno::EXIST) => bring_up(root, &directory, &inner, moved)?,
+                    Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                        bring_up(root, &directory, &inner, moved)?
+                    }
                     done => done?,
                 }
             }

@@ -75,9 +75,7 @@ fn create(directory: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
 
 /// On a thread that has given up what lets root write beyond limits, which no sandbox has. SOURCE: capabilities(7), CAP_SYS_RESOURCE:
 /// "override disk quota limits".
-fn as_sandbox<T: Send>(
-    attempt: impl FnOnce() -> Result<T, String> + Send,
-) -> Result<T, String> {
+fn as_sandbox<T: Send>(attempt: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
     let lesser = || {
         let mut sets = capabilities(None).map_err(|errno| errno.to_string())?;
         sets.effective.remove(CapabilitySet::SYS_RESOURCE);

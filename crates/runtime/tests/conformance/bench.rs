@@ -76,7 +76,9 @@ impl Bench {
         let mut gvisor = None;
         match class {
             RuntimeClass::Sim => {}
-            RuntimeClass::Container => drop(container_host::report(data.path(), DiskChoice::Auto).container()?),
+            RuntimeClass::Container => {
+                drop(container_host::report(data.path(), DiskChoice::Auto).container()?)
+            }
             RuntimeClass::Gvisor => {
                 // The answer is remembered for all benches of this run.
                 let found = gvisor_host::detect(shared_directory());

@@ -16,8 +16,8 @@ use atoll_wire::frame::{Decoder, Frame};
 use atoll_wire::guest::{Exited, GuestMessage, HostMessage, ProcessSpec, UserIds};
 use atoll_wire::record::{EndRecord, ProcessId, ShimRecord};
 use atoll_wire::shim::{
-    ContainerLimits, ContainerPlan, DescriptorRole, DiskBackend, EVENT_KIND, Engine, Init, Launch, Placement,
-    REPLY_KIND, REQUEST_KIND, SHIM_PROTOCOL_VERSION, SandboxPlan, ShimEvent, ShimReply,
+    ContainerLimits, ContainerPlan, DescriptorRole, DiskBackend, EVENT_KIND, Engine, Init, Launch,
+    Placement, REPLY_KIND, REQUEST_KIND, SHIM_PROTOCOL_VERSION, SandboxPlan, ShimEvent, ShimReply,
     ShimRequest, ShimState, SpawnRequest,
 };
 

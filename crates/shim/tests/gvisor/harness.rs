@@ -15,8 +15,8 @@ use atoll_sys::disk_image::{TemplateImage, mount_image};
 use atoll_sys::process::{self, Exit, ProcessIdentity, ProcessState, Wait};
 use atoll_wire::guest::{ProcessSpec, UserIds};
 use atoll_wire::shim::{
-    ContainerLimits, ContainerPlan, DiskBackend, Engine as EngineKind, GvisorPlacement, Init, Launch, Placement,
-    SHIM_PROTOCOL_VERSION, SandboxPlan,
+    ContainerLimits, ContainerPlan, DiskBackend, Engine as EngineKind, GvisorPlacement, Init,
+    Launch, Placement, SHIM_PROTOCOL_VERSION, SandboxPlan,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 

@@ -1,7 +1,9 @@
 use std::path::PathBuf;
 
 use atoll_wire::guest::{ProcessSpec, UserIds};
-use atoll_wire::shim::{ContainerLimits, ContainerPlan, DiskBackend, Engine, Init, Placement, SandboxPlan};
+use atoll_wire::shim::{
+    ContainerLimits, ContainerPlan, DiskBackend, Engine, Init, Placement, SandboxPlan,
+};
 
 use super::*;
 
