@@ -30,6 +30,12 @@ use crate::channel::diagnose;
 /// What gVisor says it is, always. No Linux so old could have made the container: it takes clone3 and the mount API.
 /// SOURCE: pkg/sentry/syscalls/linux/linux64.go (LinuxRelease).
 const GVISOR_RELEASE: &[u8] = b"4.4.0";
+
+/// Whether the kernel is gVisor's.
+pub(crate) fn in_gvisor() -> bool {
+    rustix::system::uname().release().to_bytes() == GVISOR_RELEASE
+}
+
 /// What was raised.
 #[derive(Debug)]
 pub(crate) struct Shield {
@@ -75,7 +81,7 @@ pub(crate) fn raise(
     filter: Option<&Filter>,
 ) -> Result<Shield, String> {
     let pid = rustix::process::getpid().as_raw_nonzero().get();
-    let gvisor = rustix::system::uname().release().to_bytes() == GVISOR_RELEASE;
+    let gvisor = in_gvisor();
     let filter = Filter::guarding(pid, gvisor, filter);
     if !gvisor {
         return Ok(Shield { filter, user_limits, hiding_place: None });

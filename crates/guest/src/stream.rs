@@ -19,6 +19,7 @@ use crate::channel::{Channel, diagnose};
 use crate::input::Input;
 use crate::launch::{self, Launched};
 use crate::output::{Leftovers, Output};
+use crate::shield;
 use crate::terminal;
 use crate::transfer::{Report, Transfer};
 
@@ -297,12 +298,20 @@ impl Stream {
     pub(crate) fn detach(&mut self, leftovers: &mut Leftovers) {
         self.detached = true;
         self.input.close();
+        let had_terminal = self.terminal.is_some();
         self.leave(leftovers);
-        if let (Kind::Transfer(_), Some(pid)) = (&self.kind, self.pid) {
+        // A process that has ended takes a signal in silence.
+        let Some(pid) = self.pid else { return };
+        if matches!(self.kind, Kind::Transfer(_)) {
             let _ = atoll_sys::signals::signal_process(pid, KILL);
+        } else if had_terminal && shield::in_gvisor() {
+            // Linux tells the leader of a terminal's session that its other end was closed; gVisor tells nobody.
+            let _ = atoll_sys::signals::signal_process(pid, HANGUP);
         }
     }
 }
 
+/// SIGHUP.
+const HANGUP: i32 = 1;
 /// SIGKILL.
 const KILL: i32 = 9;

@@ -15,7 +15,7 @@ pub use instance::{Instance, wait_until};
 #[allow(unused_imports, reason = "each test program uses its own part")]
 pub use leftovers::processes_of;
 #[allow(unused_imports, reason = "each test program uses its own part")]
-pub use program::{Finished, atoll, finish};
+pub use program::{Finished, Running, atoll, finish};
 
 /// Classes that run real programs.
 pub const REAL_CLASSES: [&str; 2] = ["container", "gvisor"];
