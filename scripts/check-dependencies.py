@@ -12,6 +12,7 @@ ALLOWED = {
     "atoll-sys": set(),
     "atoll-wire": set(),
     "atoll-image": {"atoll-model"},
+    "atoll-network": {"atoll-sys"},
     "atoll-guest": {"atoll-wire", "atoll-sys"},
     "atoll-shim": {"atoll-model", "atoll-wire", "atoll-sys"},
     "atoll-programs": set(),
