@@ -16,7 +16,7 @@ ALLOWED = {
     "atoll-guest": {"atoll-wire", "atoll-sys"},
     "atoll-shim": {"atoll-model", "atoll-wire", "atoll-sys"},
     "atoll-programs": set(),
-    "atoll-runtime": {"atoll-model", "atoll-wire", "atoll-sys"},
+    "atoll-runtime": {"atoll-model", "atoll-wire", "atoll-sys", "atoll-network"},
     "atoll-server": {"atoll-model", "atoll-wire", "atoll-sys", "atoll-runtime"},
     "atoll": {
         "atoll-model", "atoll-wire", "atoll-sys", "atoll-image", "atoll-programs", "atoll-runtime", "atoll-server",

@@ -53,10 +53,24 @@ pub struct SandboxSpec {
     pub boost_seconds: u32,
     /// Size of /dev/shm; `None`: the default.
     pub shm_size: Option<Bytes>,
+    /// What it may reach and who may reach it.
+    pub network: Network,
     /// Memory file systems that the containers share.
     pub volumes: Vec<Volume>,
     /// At least one.
     pub containers: Vec<Container>,
+}
+
+/// What a sandbox may reach, and whether anybody reaches it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Network {
+    /// Its own loopback: nobody asked for more.
+    #[default]
+    Loopback,
+    /// An address that published ports lead to; it reaches nothing by itself.
+    Isolated,
+    /// It reaches the world besides.
+    World,
 }
 
 /// A memory file system that the containers share.

@@ -330,7 +330,7 @@ impl Network {
     ///
     /// # Errors
     /// What could not be removed; the rest is gone.
-    pub fn remove(self) -> Result<(), NetworkError> {
+    pub fn remove(&self) -> Result<(), NetworkError> {
         self.watch.stop();
         let names = &self.shared.names;
         let unloaded = rules::load(&self.shared.host, &rules::unloading(&names.table));

@@ -42,6 +42,7 @@ fn main() -> Outcome<()> {
         shim_program: atoll_programs::SHIM,
         spawners: None,
         pools: PoolSizes::default(),
+        network: None,
         disks: DiskChoice::Auto,
     })?;
     let runtime = ShimRuntime::container(host, detail);
@@ -188,6 +189,7 @@ fn plan(number: usize, layer: &Path) -> SandboxPlan {
         volumes: Vec::new(),
         shm_bytes: 64 * MIB,
         boost_millis: 0,
+        network: atoll_wire::shim::NetworkPlan::Loopback,
     }
 }
 

@@ -17,7 +17,7 @@ use atoll_wire::guest::{
     Exited, ProcessInfo, ProcessSpec, SignalRequest, StartFailure, TerminalSize, TransferRequest,
 };
 use atoll_wire::record::EndRecord;
-use atoll_wire::shim::{SandboxPlan, ShimEvent, ShimState};
+use atoll_wire::shim::{NetworkPlacement, SandboxPlan, ShimEvent, ShimState};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
@@ -200,6 +200,11 @@ pub trait Sandbox: Send + Sync + 'static {
     /// When everything was prepared and the spawner was asked, CLOCK_MONOTONIC in microseconds: the end of phase `prepare`. `None`
     /// for an adopted sandbox.
     fn prepared_at_monotonic_micros(&self) -> Option<u64> {
+        None
+    }
+
+    /// Where it is in the instance's network; `None`: it has loopback only.
+    fn network(&self) -> Option<NetworkPlacement> {
         None
     }
 

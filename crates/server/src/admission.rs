@@ -4,8 +4,8 @@
 
 use atoll_model::ids::{ContainerName, SandboxName, VolumeName};
 use atoll_model::spec::{
-    Class, Command, Container, Init, PullPolicy, Resources, SandboxSpec, Signal, Tmpfs, Volume,
-    VolumeMount,
+    Class, Command, Container, Init, Network, PullPolicy, Resources, SandboxSpec, Signal, Tmpfs,
+    Volume, VolumeMount,
 };
 use atoll_model::units::{Bytes, MilliCpu};
 use atoll_model::validate::{self as rules, Problem, Problems};
@@ -24,12 +24,14 @@ const DEFAULT_PIDS: u64 = 128;
 const DEFAULT_BOOST_SECONDS: u32 = 10;
 
 /// What this node offers.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Offer {
     /// Strongest first: the first is the default.
     pub(crate) classes: Vec<OfferedClass>,
     /// Not to be had, and why.
     pub(crate) missing: Vec<(Class, String)>,
+    /// A network for sandboxes, or why there is none.
+    pub(crate) network: Result<(), String>,
 }
 
 /// A class that can be had.
@@ -60,6 +62,9 @@ pub(crate) fn admit(
     labels(&mut problems, &request.metadata);
     let class = class(&mut problems, request.spec.class.as_deref(), offer);
     let spec = specification(&mut problems, &request.spec, class);
+    if request.spec.egress {
+        egress(&mut problems, class, offer);
+    }
     match (class, spec) {
         (Some(class), Some(spec)) if problems.is_empty() => {
             Ok(Admitted { name, class: class.class, spec })
@@ -143,15 +148,13 @@ fn specification(
         hostname: hostname.flatten(),
         boost_seconds,
         shm_size: shm_size.flatten(),
+        network: if spec.egress { Network::World } else { Network::Loopback },
         volumes,
         containers: containers?,
     })
 }
 
 fn not_enforced(problems: &mut Problems, spec: &rest::SandboxSpec) {
-    if spec.egress {
-        problems.not_enforced("spec.egress", "outbound traffic");
-    }
     if !spec.ports.is_empty() {
         problems.not_enforced("spec.ports", "published ports");
     }
@@ -160,6 +163,16 @@ fn not_enforced(problems: &mut Problems, spec: &rest::SandboxSpec) {
     }
     if !spec.node_selector.is_empty() {
         problems.not_enforced("spec.node_selector", "the choice of a node");
+    }
+}
+
+fn egress(problems: &mut Problems, class: Option<OfferedClass>, offer: &Offer) {
+    match (class.map(|it| it.class), &offer.network) {
+        (Some(Class::Sim), _) => {
+            problems.not_enforced("spec.egress", "outbound traffic (class sim has no network)");
+        }
+        (_, Err(why)) => problems.not_enforced("spec.egress", &format!("outbound traffic ({why})")),
+        (_, Ok(())) => {}
     }
 }
 

@@ -86,6 +86,8 @@ pub struct ServerConfig {
     pub runtimes: Vec<Arc<dyn Runtime>>,
     /// The classes that cannot be had here, and what to install or change.
     pub missing_classes: Vec<(RuntimeClass, String)>,
+    /// Whether sandboxes may reach the outside, or why they cannot.
+    pub network: Result<(), String>,
     /// Where images come from.
     pub images: Arc<dyn ImageSource>,
     /// Sandboxes that are begun at the same time, at most; others wait in order. `None`: 16.

@@ -54,7 +54,7 @@ pub async fn run(
     // Bound before anything is taken up: a second address that cannot be had must not cost a recovery.
     let listener = serve::Listener::bind(listen).await?;
     let (store, bad) = store::Store::open(&data_dir.store_directory(), store::Limits::default())?;
-    let offer = offer(runtimes, &config.missing_classes);
+    let offer = offer(runtimes, &config.missing_classes, config.network.clone());
     let context = Arc::new(owner::Context {
         store,
         images: Arc::clone(&config.images),
@@ -127,7 +127,11 @@ fn class_of(class: RuntimeClass) -> Option<Class> {
 }
 
 /// Strongest first.
-fn offer(runtimes: &[Arc<dyn Runtime>], missing: &[(RuntimeClass, String)]) -> admission::Offer {
+fn offer(
+    runtimes: &[Arc<dyn Runtime>],
+    missing: &[(RuntimeClass, String)],
+    network: Result<(), String>,
+) -> admission::Offer {
     let mut strongest: Vec<_> = runtimes.iter().collect();
     strongest.sort_by_key(|it| std::cmp::Reverse(it.class()));
     let class = |it: &Arc<dyn Runtime>| {
@@ -139,5 +143,6 @@ fn offer(runtimes: &[Arc<dyn Runtime>], missing: &[(RuntimeClass, String)]) -> a
     admission::Offer {
         classes: strongest.into_iter().filter_map(class).collect(),
         missing: missing.iter().filter_map(why).collect(),
+        network,
     }
 }

@@ -1,12 +1,13 @@
 //! From a specification and its images to what a shim is to run. Pure: the same input gives the same plan.
 
 use atoll_model::ids::{SandboxName, SandboxUid};
-use atoll_model::spec::{Command, Container, Init, SandboxSpec, Signal, Tmpfs};
+use atoll_model::spec::{Command, Container, Init, Network, SandboxSpec, Signal, Tmpfs};
 use atoll_model::units::Bytes;
 use atoll_sys::capabilities::CapabilitySet;
 use atoll_wire::guest::{ProcessSpec, TerminalSize};
 use atoll_wire::shim::{
-    self, ContainerLimits, ContainerPlan, SandboxPlan, TmpfsPlan, VolumeMountPlan, VolumePlan,
+    self, ContainerLimits, ContainerPlan, NetworkPlan, SandboxPlan, TmpfsPlan, VolumeMountPlan,
+    VolumePlan,
 };
 
 use crate::images::{ImageConfig, ResolvedImage, ResolvedUser};
@@ -112,6 +113,11 @@ pub(crate) fn plan(
         volumes: spec.volumes.iter().map(volume).collect(),
         shm_bytes: spec.shm_size.map_or_else(|| DEFAULT_MEMORY_FILES.0.min(memory), |size| size.0),
         boost_millis: (u64::from(spec.boost_seconds) * 1000).min(MAX_BOOST_MILLIS_WITHOUT_PROBE),
+        network: match spec.network {
+            Network::Loopback => NetworkPlan::Loopback,
+            Network::Isolated => NetworkPlan::Isolated,
+            Network::World => NetworkPlan::World,
+        },
     })
 }
 
@@ -134,6 +140,7 @@ pub(crate) fn plan_without_commands(
         volumes: Vec::new(),
         shm_bytes: 0,
         boost_millis: 0,
+        network: NetworkPlan::Loopback,
     })
 }
 

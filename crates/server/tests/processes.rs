@@ -34,6 +34,7 @@ fn serve_if_child() {
         node_name: "child".into(),
         runtimes: vec![Arc::new(SimRuntime::new(SimHost::new()))],
         missing_classes: Vec::new(),
+        network: Err("started without".into()),
         images: Arc::new(FakeImages::default()),
         concurrent_launches: None,
         on_serving: Some(Box::new(|address| println!("serving {address}"))),

@@ -25,6 +25,7 @@
 //! ([`ShimReply`]). After `Exec`, `Attach`, `Upload` and `Download` frames of [`crate::guest`] pass through in both directions, with
 //! stream number 0 and the same windows. After `Subscribe`, frames of [`EVENT_KIND`] ([`ShimEvent`]) follow. When a client closes, only its conversation ends.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -83,6 +84,22 @@ pub struct SandboxPlan {
     pub shm_bytes: u64,
     /// For how long from the start the CPU quota is lifted, at most; 0: not at all.
     pub boost_millis: u64,
+    /// What it may reach and who may reach it.
+    #[serde(default)]
+    pub network: NetworkPlan,
+}
+
+/// What a sandbox may reach, and whether anybody reaches it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkPlan {
+    /// Its own loopback, and nothing else: it has no address.
+    #[default]
+    Loopback,
+    /// It has an address that published ports and probes lead to, and reaches nothing by itself.
+    Isolated,
+    /// It reaches the world besides, but nothing private and nobody near.
+    World,
 }
 
 /// One container.
@@ -188,6 +205,9 @@ pub struct Placement {
     /// What its disks are; before there was a choice they were images.
     #[serde(default)]
     pub disk_backend: DiskBackend,
+    /// Its slot; `None`: loopback only.
+    #[serde(default)]
+    pub network: Option<NetworkPlacement>,
 }
 
 /// What bounds the disks of a sandbox.
@@ -213,6 +233,21 @@ impl DiskBackend {
             Self::ProjectQuota => "project-quota",
         }
     }
+}
+
+/// Where a sandbox is in the instance's network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkPlacement {
+    /// The number of its slot.
+    pub slot: u32,
+    /// Its own address.
+    pub ipv4: Ipv4Addr,
+    /// Its own address.
+    pub ipv6: Ipv6Addr,
+    /// Gateway and resolver.
+    pub gateway_ipv4: Ipv4Addr,
+    /// Gateway and resolver.
+    pub gateway_ipv6: Ipv6Addr,
 }
 
 /// What the gvisor engine needs to know of this host.

@@ -38,6 +38,10 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "BACKEND", default_value_t = DiskChoice::Auto)]
     pub(crate) disk_backend: DiskChoice,
 
+    /// Let sandboxes that ask for it (--egress) reach the outside. A preview: they resolve no names yet
+    #[arg(long, env = "ATOLL_NETWORK")]
+    pub(crate) network: bool,
+
     /// The background half of --detach
     #[arg(long, hide = true)]
     pub(crate) detached: bool,

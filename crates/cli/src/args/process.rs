@@ -65,7 +65,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "Limits")]
     pub(crate) timeout: Option<Duration>,
 
-    /// Allow connections to the outside: not enforced yet, so refused
+    /// Allow connections to the outside, but to nothing private and to no other sandbox; needs a server with --network
     #[arg(long)]
     pub(crate) egress: bool,
 

@@ -30,6 +30,7 @@ pub(super) fn start(
     listen: &ListenAddress,
     enable_sim: bool,
     disks: DiskChoice,
+    network: bool,
 ) -> anyhow::Result<Serving> {
     DataDir::create(data_dir)?;
     let data_dir = data_dir
@@ -51,6 +52,7 @@ pub(super) fn start(
         .arg("--disk-backend")
         .arg(disks.to_string())
         .args(enable_sim.then_some("--enable-sim"))
+        .args(network.then_some("--network"))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -27,7 +27,9 @@ pub(super) async fn down(args: DownArgs, connection: &ConnectionArgs) -> Outcome
         output::note("The server is not there, but it may have left sandboxes: looking for them.");
         let anywhere: ListenAddress = "127.0.0.1:0".parse()?;
         // With every class, so that whatever there is can be ended.
-        detached::start(directory, &anywhere, true, DiskChoice::Auto)?;
+        // The network is taken down where there is one.
+        let network = directory.join("network").exists();
+        detached::start(directory, &anywhere, true, DiskChoice::Auto, network)?;
         record = live_record(directory)?;
     }
     let Some(record) = record else {

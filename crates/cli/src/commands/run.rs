@@ -55,10 +55,9 @@ pub(super) async fn run(args: RunArgs, connection: &ConnectionArgs) -> Outcome {
 
 /// What needs the network is refused here too, with the flag's own name.
 fn refuse_network(args: &RunArgs) -> anyhow::Result<()> {
-    let flag = match (args.publish.is_empty(), args.egress, args.volume.is_empty()) {
-        (false, _, _) => "-p (published ports)",
-        (_, true, _) => "--egress (connections to the outside)",
-        (_, _, false) => "-v (volumes)",
+    let flag = match (args.publish.is_empty(), args.volume.is_empty()) {
+        (false, _) => "-p (published ports)",
+        (_, false) => "-v (volumes)",
         _ => return Ok(()),
     };
     anyhow::bail!(
@@ -92,6 +91,7 @@ fn request(args: &RunArgs) -> CreateSandbox {
         spec: SandboxSpec {
             class: args.class.clone(),
             detach_ttl_seconds: (!args.keep).then_some(DETACH_TTL_SECONDS),
+            egress: args.egress,
             containers: vec![container],
             ..SandboxSpec::default()
         },

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use atoll_runtime::shim::NetworkConfig;
 use atoll_server::{DataDir, ServerConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -24,6 +25,7 @@ pub(super) fn up(args: &UpArgs, connection: &ConnectionArgs) -> Outcome {
             &args.listen,
             args.enable_sim,
             args.disk_backend,
+            args.network,
         )?;
         output::print(&format!(
             "atoll serves at {} (data directory {}, pid {})\n",
@@ -47,7 +49,12 @@ fn serve(args: &UpArgs, data_dir: &Path, detached: bool) -> Outcome {
     begin_logging(if detached { Some(data_dir) } else { None })?;
     // Locked before anything else touches it: two servers never share a directory.
     let locked = DataDir::open(data_dir)?;
-    let classes = node::classes(locked.path(), args.enable_sim, args.disk_backend)?;
+    let classes = node::classes(
+        locked.path(),
+        args.enable_sim,
+        args.disk_backend,
+        args.network.then(NetworkConfig::default),
+    )?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -95,6 +102,7 @@ async fn serve_until_told(
         node_name: node_name(),
         runtimes: classes.runtimes,
         missing_classes: classes.missing,
+        network: classes.network,
         images,
         concurrent_launches: None,
         on_serving: Some(on_serving),

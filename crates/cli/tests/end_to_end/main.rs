@@ -18,6 +18,7 @@ mod files;
 mod hostile_images;
 mod images;
 mod lifecycle;
+mod network;
 mod objects;
 mod page_cache;
 mod running;

@@ -36,22 +36,31 @@ pub fn instance_with_image(test: &str) -> Option<Instance> {
         return None;
     };
     let instance = Instance::start();
-    let imported = instance.atoll_with_input(["image", "import", "-", IMAGE], archive);
-    imported.succeeded();
+    import(&instance, archive);
     Some(instance)
+}
+
+/// Gives an instance the busybox image.
+pub fn import(instance: &Instance, archive: &[u8]) {
+    instance.atoll_with_input(["image", "import", "-", IMAGE], archive).succeeded();
 }
 
 /// Runs a test in each real class that the instance has; says which it has not.
 pub fn in_each_class(test: &str, run: impl Fn(&Instance, &str)) {
     let Some(instance) = instance_with_image(test) else { return };
+    in_each_class_of(&instance, test, run);
+    instance.end();
+}
+
+/// Runs a test in each real class of an instance; says which it has not.
+pub fn in_each_class_of(instance: &Instance, test: &str, run: impl Fn(&Instance, &str)) {
     let available = instance.available_classes();
     for class in REAL_CLASSES {
         if available.iter().any(|name| name == class) {
             println!("class {class}");
-            run(&instance, class);
+            run(instance, class);
         } else {
             skipped(&format!("{class}/{test}"), "the class is not available here");
         }
     }
-    instance.end();
 }

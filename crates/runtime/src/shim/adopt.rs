@@ -175,7 +175,11 @@ fn running(
     events: EventReceiver,
 ) -> Adoption {
     let containers = state.containers.iter().map(|it| it.name.clone()).collect();
-    let sandbox = ShimSandbox::new(uid.to_owned(), directory.clone(), containers, None);
+    let network = match directory.launch() {
+        Found::Whole(launch) => launch.placement.network,
+        Found::Absent | Found::Unfinished | Found::Damaged(_) => None,
+    };
+    let sandbox = ShimSandbox::new(uid.to_owned(), directory.clone(), containers, None, network);
     Adoption::Running(Arc::new(sandbox), state, events)
 }
 
@@ -189,6 +193,7 @@ async fn quarantine(
     blocking(move || {
         tracing::error!(uid, reason, "a sandbox's directory cannot be believed and is set aside");
         destroy::kill(&host, &uid)?;
+        host.slots.release(&uid)?;
         let directory = host.layout.set_aside(&uid, &reason)?;
         if let Some(ids) = &host.ids {
             ids.release(&uid);

@@ -38,6 +38,13 @@ pub(super) async fn clear(host: &Arc<ShimHost>, uid: &str) -> Result<(), Runtime
     let (host, uid) = (Arc::clone(host), uid.to_owned());
     blocking(move || {
         let _lock = kill(&host, &uid)?;
+        host.slots.release(&uid)?;
+        if let Found::Whole(mut launch) = directory.launch()
+            && launch.placement.network.take().is_some()
+        {
+            // Its slot is somebody else's from now on.
+            directory.write_launch(&launch)?;
+        }
         // The disks are worth nothing to anybody any more.
         disk::remove_all_of(&directory.path)?;
         Ok(())
@@ -56,6 +63,7 @@ pub(super) async fn destroy(host: &Arc<ShimHost>, uid: &str) -> Result<(), Runti
     blocking(move || {
         // Kept until the directory is gone: a shim that was still to begin finds it taken.
         let _lock = kill(&host, &uid)?;
+        host.slots.release(&uid)?;
         host.layout.remove(&uid)?;
         if let Some(ids) = &host.ids {
             ids.release(&uid);

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use atoll_network::{Network, Subnet};
 use atoll_sys::cgroup::{CgroupLayout, CgroupRoot};
 use atoll_wire::shim::{Engine, GvisorPlacement};
 use sha2::{Digest, Sha256};
@@ -20,6 +21,7 @@ use super::id_ranges::IdRanges;
 use super::launches::Launches;
 use super::pools::{PoolSizes, Pools};
 use super::programs::Programs;
+use super::slots::Slots;
 use super::spawners::Spawners;
 
 /// What a host is to be begun with.
@@ -35,8 +37,17 @@ pub struct ShimHostConfig {
     pub spawners: Option<usize>,
     /// What is kept ready.
     pub pools: PoolSizes,
+    /// Sandboxes may have a network; `None`: each has loopback only.
+    pub network: Option<NetworkConfig>,
     /// What bounds the disks of new sandboxes. Those from before keep theirs.
     pub disks: DiskChoice,
+}
+
+/// How the instance's network is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NetworkConfig {
+    /// Chosen by the operator; `None`: derived from the instance, the first that is free.
+    pub subnet: Option<Subnet>,
 }
 
 /// The part of a host that classes `container` and `gvisor` share.
@@ -50,6 +61,7 @@ pub struct ShimHost {
     pub(super) ids: Option<IdRanges>,
     pub(super) cgroups: CgroupRoot,
     pub(super) launches: Launches,
+    pub(super) slots: Slots,
 }
 
 /// The name of a data directory's instance, unique on a host: what belongs to it carries this name.
@@ -94,7 +106,12 @@ impl ShimHost {
         disk::sweep(&layout.data_dir);
         let pools = Pools::start(&layout, config.pools, maker(&layout, &instance, config.disks)?)?;
         let launches = Launches::default();
-        let host = Self { layout, instance, programs, spawners, pools, ids, cgroups, launches };
+        let slots = match config.network {
+            Some(network) => Slots::open(&layout, &instance, network.subnet),
+            None => Slots::none("this server was started without a network for sandboxes"),
+        };
+        let host =
+            Self { layout, instance, programs, spawners, pools, ids, cgroups, launches, slots };
         host.read_launches()?;
         Ok(Arc::new(host))
     }
@@ -132,6 +149,14 @@ impl ShimHost {
         self.spawners.pids()
     }
 
+    /// The network for sandboxes, or why there is none.
+    ///
+    /// # Errors
+    /// What is missing, for people.
+    pub fn network(&self) -> Result<&Network, String> {
+        self.slots.network()
+    }
+
     /// What the engine's sandboxes of this directory say about themselves.
     pub(super) fn engine_of(&self, uid: &str) -> Option<(Engine, Option<GvisorPlacement>)> {
         match self.layout.sandbox(uid).launch() {
@@ -144,9 +169,9 @@ impl ShimHost {
     pub(super) fn stop(&self) {
         self.spawners.stop();
         self.pools.stop();
-        if self.cgroups.list().is_ok_and(|uids| uids.is_empty())
-            && let Err(error) = self.cgroups.remove()
-        {
+        let empty = self.cgroups.list().is_ok_and(|uids| uids.is_empty());
+        self.slots.stop(empty);
+        if empty && let Err(error) = self.cgroups.remove() {
             tracing::warn!(error = with_causes(&error), "the instance's control group stays");
         }
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use atoll_sys::network_namespace::PreparedNetwork;
 use atoll_wire::shim::{
-    DescriptorRole, EVENT_KIND, Launch, Placement, REPLY_KIND, SHIM_PROTOCOL_VERSION, SandboxPlan,
-    ShimEvent, ShimReply, ShimState, SpawnRequest,
+    DescriptorRole, EVENT_KIND, Launch, NetworkPlacement, NetworkPlan, Placement, REPLY_KIND,
+    SHIM_PROTOCOL_VERSION, SandboxPlan, ShimEvent, ShimReply, ShimState, SpawnRequest,
 };
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -114,6 +114,7 @@ fn check(plan: &SandboxPlan) -> Result<(), RuntimeError> {
 struct Prepared {
     request: Vec<u8>,
     network: PreparedNetwork,
+    place: Option<NetworkPlacement>,
     disks: Vec<PreparedDisk>,
 }
 
@@ -151,7 +152,8 @@ async fn begin(
             }
             Ok(event) => {
                 let events = pump(event, reader, writer);
-                let sandbox = ShimSandbox::new(uid, directory, containers, Some(prepared_at));
+                let sandbox =
+                    ShimSandbox::new(uid, directory, containers, Some(prepared_at), prepared.place);
                 return Ok((Arc::new(sandbox), events));
             }
             Err(message) => last = Some(message),
@@ -172,7 +174,7 @@ async fn prepare(
     plan: SandboxPlan,
     directory: &SandboxDirectory,
 ) -> Result<Prepared, RuntimeError> {
-    let network = host.pools.network().await?;
+    let (network, place) = network(host, &plan).await?;
     let mut disks = Vec::with_capacity(plan.containers.len());
     for container in &plan.containers {
         disks.push(host.pools.disk(container.disk_bytes).await?);
@@ -180,7 +182,7 @@ async fn prepare(
     let request = spawn_request(directory, false, &plan)?;
     let launch = Launch {
         version: SHIM_PROTOCOL_VERSION,
-        placement: placement(host, setup, &plan.uid, directory)?,
+        placement: placement(host, setup, &plan.uid, directory, place)?,
         plan,
     };
     let directory = directory.clone();
@@ -190,9 +192,22 @@ async fn prepare(
             disk.place(&directory.disk(&container.name, launch.placement.disk_backend))?;
         }
         directory.write_launch(&launch)?;
-        Ok(Prepared { request, network, disks })
+        Ok(Prepared { request, network, place, disks })
     })
     .await
+}
+
+/// A namespace with loopback only, or one in a slot of the instance's network: open to what the plan says before anything runs in it.
+async fn network(
+    host: &Arc<ShimHost>,
+    plan: &SandboxPlan,
+) -> Result<(PreparedNetwork, Option<NetworkPlacement>), RuntimeError> {
+    if plan.network == NetworkPlan::Loopback {
+        return Ok((host.pools.network().await?, None));
+    }
+    let (host, uid, wanted) = (Arc::clone(host), plan.uid.clone(), plan.network);
+    let taken = blocking(move || host.slots.take(&uid, wanted)).await?;
+    Ok((taken.network, Some(taken.placement)))
 }
 
 fn placement(
@@ -200,6 +215,7 @@ fn placement(
     setup: &Setup,
     uid: &str,
     directory: &SandboxDirectory,
+    network: Option<NetworkPlacement>,
 ) -> Result<Placement, RuntimeError> {
     let ids = if setup.own_ids { host.ids.as_ref() } else { None };
     let first_host_id = match ids {
@@ -216,6 +232,7 @@ fn placement(
         guest_binary: host.programs.guest(),
         gvisor: setup.gvisor.clone(),
         disk_backend: host.pools.disk_backend(),
+        network,
     })
 }
 

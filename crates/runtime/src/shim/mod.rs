@@ -20,6 +20,7 @@ mod launches;
 mod pools;
 mod programs;
 mod sandbox;
+mod slots;
 mod spawners;
 mod stream;
 
@@ -34,7 +35,7 @@ use crate::{
 };
 use atoll_model::causes::with_causes;
 
-pub use host::{ShimHost, ShimHostConfig, instance_name};
+pub use host::{NetworkConfig, ShimHost, ShimHostConfig, instance_name};
 pub use pools::{DISK_SIZES, PoolSizes};
 
 /// What a class adds to the shared host.

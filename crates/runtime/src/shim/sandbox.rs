@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use atoll_wire::guest::{ProcessInfo, ProcessSpec, SignalRequest, TransferRequest};
-use atoll_wire::shim::{ShimReply, ShimRequest};
+use atoll_wire::shim::{NetworkPlacement, ShimReply, ShimRequest};
 
 use crate::{ProcessStream, RuntimeError, Sandbox};
 
@@ -17,6 +17,7 @@ pub(super) struct ShimSandbox {
     directory: SandboxDirectory,
     containers: Vec<String>,
     prepared_at: Option<u64>,
+    network: Option<NetworkPlacement>,
 }
 
 impl ShimSandbox {
@@ -25,8 +26,9 @@ impl ShimSandbox {
         directory: SandboxDirectory,
         containers: Vec<String>,
         prepared_at: Option<u64>,
+        network: Option<NetworkPlacement>,
     ) -> Self {
-        Self { uid, directory, containers, prepared_at }
+        Self { uid, directory, containers, prepared_at, network }
     }
 
     fn check(&self, container: &str) -> Result<String, RuntimeError> {
@@ -67,6 +69,10 @@ impl ShimSandbox {
 impl Sandbox for ShimSandbox {
     fn uid(&self) -> &str {
         &self.uid
+    }
+
+    fn network(&self) -> Option<NetworkPlacement> {
+        self.network
     }
 
     fn prepared_at_monotonic_micros(&self) -> Option<u64> {

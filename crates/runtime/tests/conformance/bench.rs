@@ -108,6 +108,7 @@ impl Bench {
             shim_program: atoll_programs::SHIM,
             spawners: Some(1),
             pools: PoolSizes { networks: 2, disks: 1 },
+            network: None,
             disks: DiskChoice::Auto,
         })
         .unwrap();
@@ -203,6 +204,7 @@ impl Bench {
             volumes: Vec::new(),
             shm_bytes: 4 * MIB,
             boost_millis: 0,
+            network: atoll_wire::shim::NetworkPlan::Loopback,
         }
     }
 

@@ -5,6 +5,7 @@ fn offer() -> Offer {
     Offer {
         classes: vec![class(Class::Container, true), class(Class::Sim, false)],
         missing: vec![(Class::Gvisor, "runsc is not installed: apt install runsc".into())],
+        network: Err("started without".into()),
     }
 }
 

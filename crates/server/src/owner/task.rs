@@ -485,6 +485,7 @@ impl Owner {
     pub(super) fn follow(&mut self, sandbox: Arc<dyn Sandbox>, events: EventReceiver) {
         self.events = Some(events);
         self.pace = Pace::new(LEAST_PAUSE, MOST_PAUSE);
+        self.subject.record.status.ip = sandbox.network().map(|place| place.ipv4.to_string());
         if let Some(plan) = self.plan.clone() {
             let digests = self.digests();
             self.live.send_replace(Some(Arc::new(Live { sandbox, plan, digests })));

@@ -212,6 +212,7 @@ impl TestServer {
                 atoll_runtime::RuntimeClass::Gvisor,
                 "runsc is not installed".into(),
             )],
+            network: Err("started without".into()),
             images: Arc::clone(&images) as Arc<dyn ImageSource>,
             concurrent_launches: None,
             on_serving: Some(Box::new(move |address| told.send(address.to_owned()).unwrap())),

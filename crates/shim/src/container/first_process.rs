@@ -19,6 +19,7 @@ use rustix::thread::UnshareFlags;
 use super::credentials::{self, Confinement};
 use super::{Failed, image_process, plan_mounts, root_file_system, stage, system_mounts};
 use crate::engine::{EngineError, StandardStreams};
+use crate::names;
 
 /// What the guest has beyond what its workload may have: the hostname, and limits of the processes it starts. In the sandbox's user
 /// namespace where there is one, so none of it reaches beyond the sandbox.
@@ -56,7 +57,8 @@ impl FirstProcess<'_> {
         {
             atoll_sys::clone::enter(namespace).failed(|| "enter the sandbox's namespaces")?;
         }
-        system_mounts::write_names(&root, &self.launch.plan.hostname)?;
+        let place = self.launch.placement.network.as_ref();
+        names::write(&root, &self.launch.plan.hostname, place)?;
         system_mounts::mount_proc(&root, stage.as_fd())?;
         if self.with_sysfs {
             system_mounts::mount_sys(&root, stage.as_fd(), self.cgroup)?;

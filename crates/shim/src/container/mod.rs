@@ -12,7 +12,6 @@
 mod credentials;
 mod first_process;
 mod image_process;
-mod image_root;
 mod life;
 mod outside;
 mod plan_mounts;
@@ -40,7 +39,7 @@ use crate::engine::{Begun, EndEvidence, Engine, EngineError, Resources, Standard
 const BUILD_FAILED_EXIT_CODE: i32 = 125;
 
 /// Says what failed, in the words of an [`EngineError`].
-trait Failed<T> {
+pub(crate) trait Failed<T> {
     fn failed<S: Into<String>>(self, operation: impl FnOnce() -> S) -> Result<T, EngineError>;
 }
 

@@ -8,10 +8,10 @@ use std::path::Path;
 use atoll_sys::mount::{self, Attributes};
 use atoll_wire::shim::{ContainerPlan, SandboxPlan, TmpfsPlan, VolumeMountPlan};
 
-use super::image_root::{ImageRoot, Links};
 use super::stage::{self, memory_file_system};
 use super::{Failed, root_file_system};
 use crate::engine::EngineError;
+use crate::image_root::{ImageRoot, Links};
 
 const PLAIN: Attributes = Attributes::MOUNT_ATTR_NOSUID.union(Attributes::MOUNT_ATTR_NODEV);
 

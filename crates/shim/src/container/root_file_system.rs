@@ -10,9 +10,9 @@ use atoll_wire::shim::ContainerPlan;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
 use rustix::io::Errno;
 
-use super::image_root::ImageRoot;
 use super::{Failed, stage};
 use crate::engine::EngineError;
+use crate::image_root::ImageRoot;
 
 /// Directory of the disk that holds what the container wrote.
 const UPPER: &str = "upper";

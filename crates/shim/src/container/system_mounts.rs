@@ -12,9 +12,9 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, makedev};
 use rustix::io::Errno;
 
 use super::Failed;
-use super::image_root::{ImageRoot, Links};
 use super::stage::{self, INERT, cover, inside, memory_file_system};
 use crate::engine::EngineError;
+use crate::image_root::{ImageRoot, Links};
 
 /// Files and directories of /proc that tell about the host or its kernel's memory, or slow it down when read.
 const MASKED_IN_PROC: [&str; 10] = [
@@ -173,14 +173,4 @@ fn fill_dev(dev: &OwnedFd, first_host_id: u32) -> Result<(), Errno> {
         rustix::fs::mkdirat(dev, name, Mode::from_raw_mode(0o755))?;
     }
     Ok(())
-}
-
-/// Writes /etc/hostname, /etc/hosts and /etc/resolv.conf onto the disk, over what the image has.
-pub(super) fn write_names(root: &ImageRoot, hostname: &str) -> Result<(), EngineError> {
-    let hosts = format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
-    );
-    root.write_file("/etc", "hostname", &format!("{hostname}\n"))?;
-    root.write_file("/etc", "hosts", &hosts)?;
-    root.write_file("/etc", "resolv.conf", "")
 }

@@ -11,10 +11,13 @@ use std::path::{Path, PathBuf};
 
 use atoll_model::causes::with_causes;
 use atoll_sys::mount::{self, Attributes};
+use atoll_wire::shim::NetworkPlacement;
 use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::thread::UnshareFlags;
 
 use crate::engine::EngineError;
+use crate::image_root::ImageRoot;
+use crate::names;
 
 /// What gVisor releases before 2025 take for a sign of the host's network namespace.
 const PROC_SYS_NET: &str = "/proc/sys/net";
@@ -106,6 +109,22 @@ impl ContainerDirectory {
         );
         mount::mount_overlay(&root, &options, true)
             .map_err(|errno| failed("mount an overlay of the image's layers at", &root, errno))
+    }
+
+    /// Writes who the sandbox is and whom it asks for names.
+    ///
+    /// # Errors
+    /// [`EngineError`] with the path.
+    pub(super) fn write_names(
+        &self,
+        hostname: &str,
+        place: Option<&NetworkPlacement>,
+    ) -> Result<(), EngineError> {
+        let root = self.root();
+        let open = mount::open_directory(&root);
+        let open = open.map_err(|errno| failed("open", &root, errno))?;
+        // Root inside is root outside: the Sentry is between.
+        names::write(&ImageRoot::new(open, 0), hostname, place)
     }
 
     /// Whether the image has files of its own in a real directory /tmp. Where it has none, gVisor would put a file system of memory

@@ -37,7 +37,9 @@ use atoll_sys::placed_child::Place;
 use atoll_sys::process::{self, ProcessIdentity, ProcessState};
 use atoll_wire::guest::{Boot, ProcessSpec};
 use atoll_wire::record::ShimRecord;
-use atoll_wire::shim::{ContainerPlan, GvisorPlacement, Launch, SandboxPlan, container_directory};
+use atoll_wire::shim::{
+    ContainerPlan, GvisorPlacement, Launch, NetworkPlacement, SandboxPlan, container_directory,
+};
 
 use crate::engine::{Begun, EndEvidence, Engine, EngineError, Resources, StandardStreams};
 use file_systems::ContainerDirectory;
@@ -58,6 +60,7 @@ pub fn engine(launch: &Launch, resources: Resources) -> Result<Box<dyn Engine>, 
 /// One sandbox in one Sentry.
 struct GvisorEngine {
     plan: SandboxPlan,
+    network: Option<NetworkPlacement>,
     host: GvisorPlacement,
     guest_binary: PathBuf,
     cgroup_instance: String,
@@ -93,6 +96,7 @@ impl GvisorEngine {
             Sentry::new(runsc.root(), &first).map_err(|why| EngineError::new(what, why))?;
         Ok(Self {
             plan: launch.plan.clone(),
+            network: placement.network,
             host,
             guest_binary: placement.guest_binary.clone(),
             cgroup_instance: placement.cgroup_instance.clone(),

@@ -48,6 +48,7 @@ impl GvisorEngine {
             })?;
             directory.make()?;
             directory.mount(disk, &container.layers)?;
+            directory.write_names(&self.plan.hostname, self.network.as_ref())?;
         }
         Ok(())
     }

@@ -143,6 +143,7 @@ impl Prepared {
                 volumes: Vec::new(),
                 shm_bytes: 1 << 20,
                 boost_millis: 0,
+                network: atoll_wire::shim::NetworkPlan::Loopback,
             },
             placement: Placement {
                 engine: Engine::Container,
@@ -152,6 +153,7 @@ impl Prepared {
                 guest_binary: "/nonexistent".into(),
                 gvisor: None,
                 disk_backend: DiskBackend::Image,
+                network: None,
             },
         };
         Self { launch, directory }

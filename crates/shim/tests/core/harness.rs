@@ -186,6 +186,7 @@ impl Sandbox {
                 volumes: Vec::new(),
                 shm_bytes: 1 << 20,
                 boost_millis: 0,
+                network: atoll_wire::shim::NetworkPlan::Loopback,
             },
             placement: Placement {
                 engine: Engine::Container,
@@ -195,6 +196,7 @@ impl Sandbox {
                 guest_binary: guest(),
                 gvisor: None,
                 disk_backend: DiskBackend::Image,
+                network: None,
             },
         };
         change(&mut launch);

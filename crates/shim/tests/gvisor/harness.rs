@@ -128,6 +128,7 @@ impl Sandbox {
                 volumes: Vec::new(),
                 shm_bytes: 4 << 20,
                 boost_millis: 0,
+                network: atoll_wire::shim::NetworkPlan::Loopback,
             },
             placement: Placement {
                 engine: EngineKind::Gvisor,
@@ -136,6 +137,7 @@ impl Sandbox {
                 first_host_id: None,
                 guest_binary: directory.path().join("guest"),
                 disk_backend: DiskBackend::Image,
+                network: None,
                 gvisor: Some(GvisorPlacement {
                     runsc,
                     root: directory.path().join("r"),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use atoll_image::{ImageStore, StoreOptions, UnpackHelper};
 use atoll_runtime::disk::DiskChoice;
-use atoll_runtime::shim::{PoolSizes, ShimHost, ShimHostConfig, ShimRuntime};
+use atoll_runtime::shim::{NetworkConfig, PoolSizes, ShimHost, ShimHostConfig, ShimRuntime};
 use atoll_runtime::sim::{SimHost, SimRuntime};
 use atoll_runtime::{Runtime, RuntimeClass, container_host, gvisor_host};
 use atoll_server::ImageSource;
@@ -21,6 +21,8 @@ pub(super) struct Classes {
     pub(super) runtimes: Vec<Arc<dyn Runtime>>,
     /// Those that cannot, and what to install or change.
     pub(super) missing: Vec<(RuntimeClass, String)>,
+    /// Whether sandboxes may reach the outside, or why they cannot.
+    pub(super) network: Result<(), String>,
 }
 
 /// Finds the classes, and begins what they need. Call it before there are threads; takes some tens of milliseconds. Class `sim` isolates
@@ -29,8 +31,10 @@ pub(super) fn classes(
     data_dir: &Path,
     enable_sim: bool,
     disks: DiskChoice,
+    network: Option<NetworkConfig>,
 ) -> anyhow::Result<Classes> {
-    let mut found = Classes { runtimes: Vec::new(), missing: Vec::new() };
+    let no_network = Err("no class is here that has one".to_owned());
+    let mut found = Classes { runtimes: Vec::new(), missing: Vec::new(), network: no_network };
     if enable_sim {
         let logs = data_dir.join("run").join("sim-logs");
         std::fs::create_dir_all(&logs)
@@ -52,6 +56,7 @@ pub(super) fn classes(
         shim_program: atoll_programs::SHIM,
         spawners: None,
         pools: PoolSizes::default(),
+        network,
         disks,
     };
     let host = match ShimHost::open(config) {
@@ -63,6 +68,10 @@ pub(super) fn classes(
             return Ok(found);
         }
     };
+    found.network = host.network().map(drop);
+    if let (Some(_), Err(why)) = (network, &found.network) {
+        tracing::warn!(why, "sandboxes cannot reach the outside");
+    }
     match &container {
         Ok(detail) => {
             let runtime = ShimRuntime::container(Arc::clone(&host), detail.clone());

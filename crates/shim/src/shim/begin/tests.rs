@@ -47,6 +47,7 @@ fn launch(names: &[&str]) -> Launch {
             volumes: Vec::new(),
             shm_bytes: 0,
             boost_millis: 0,
+            network: atoll_wire::shim::NetworkPlan::Loopback,
         },
         placement: Placement {
             engine: Engine::Container,
@@ -56,6 +57,7 @@ fn launch(names: &[&str]) -> Launch {
             guest_binary: PathBuf::from("/guest"),
             gvisor: None,
             disk_backend: DiskBackend::Image,
+            network: None,
         },
     }
 }

@@ -9,7 +9,7 @@ use atoll_sys::mount;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
-use super::Failed;
+use crate::container::Failed;
 use crate::engine::EngineError;
 
 /// File systems of the kernel on which nothing of a plan may be mounted. SOURCE: include/uapi/linux/magic.h.
@@ -26,7 +26,7 @@ const MOST_RACES: usize = 64;
 
 /// Whether symbolic links of the image may be followed, within the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Links {
+pub(crate) enum Links {
     /// The target is the kernel's own place (/proc, /sys, /dev): a link there is an attack or a broken image.
     Refuse,
     /// The target is the user's or the image's: links lead to other places of the same root.
@@ -35,7 +35,7 @@ pub(super) enum Links {
 
 /// The root of a container while it is put together.
 #[derive(Debug)]
-pub(super) struct ImageRoot {
+pub(crate) struct ImageRoot {
     fd: OwnedFd,
     first_host_id: u32,
 }
@@ -47,12 +47,12 @@ impl AsFd for ImageRoot {
 }
 
 impl ImageRoot {
-    pub(super) const fn new(fd: OwnedFd, first_host_id: u32) -> Self {
+    pub(crate) const fn new(fd: OwnedFd, first_host_id: u32) -> Self {
         Self { fd, first_host_id }
     }
 
     /// Opens a directory by its absolute path inside; makes what is missing of it, as the sandbox's root.
-    pub(super) fn directory(&self, path: &str, links: Links) -> Result<OwnedFd, EngineError> {
+    pub(crate) fn directory(&self, path: &str, links: Links) -> Result<OwnedFd, EngineError> {
         let directory = match self.open(path, links) {
             Err(Errno::NOENT) => self.make(path, links),
             other => other,
@@ -114,7 +114,7 @@ impl ImageRoot {
     }
 
     /// Makes a directory that programs rely on where the image lacks it; what is there stays as it is.
-    pub(super) fn ensure_directory(&self, name: &str, mode: u32) -> Result<(), EngineError> {
+    pub(crate) fn ensure_directory(&self, name: &str, mode: u32) -> Result<(), EngineError> {
         let made = match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
             Ok(()) => {
                 rustix::fs::chmodat(&self.fd, name, Mode::from_raw_mode(mode), AtFlags::empty())
@@ -127,7 +127,7 @@ impl ImageRoot {
     }
 
     /// Puts a file of ours at `directory`/`name`, in place of whatever the image has there: a link is replaced, not followed.
-    pub(super) fn write_file(
+    pub(crate) fn write_file(
         &self,
         directory: &str,
         name: &str,

@@ -1,0 +1,206 @@
+//! Which sandbox has which slot of the instance's network, and a few slots made ahead.
+//!
+//! Owns the network of the instance while a server runs. A slot is a sandbox's from before its first instruction until nothing of it
+//! runs; who has it is in the sandbox's `launch.json`, and learned from there by the next server.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use atoll_model::causes::with_causes;
+use atoll_network::{KnownSlot, Network, OpenOptions, Policy, Reach, Slot, SlotNumber, Subnet};
+use atoll_sys::network_namespace::PreparedNetwork;
+use atoll_wire::shim::{NetworkPlacement, NetworkPlan};
+
+use crate::RuntimeError;
+
+use super::directory::{Found, Layout};
+
+/// Slots that are kept ready (guess: most sandboxes of a burst have no network).
+const READY: usize = 4;
+
+/// The instance's network, or why there is none.
+pub(super) struct Slots {
+    shared: Result<Arc<Shared>, String>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    network: Network,
+    stock: Mutex<Stock>,
+    /// Something was taken, or it is over.
+    wanted: Condvar,
+}
+
+#[derive(Default)]
+struct Stock {
+    ready: Vec<Slot>,
+    taken: HashMap<String, SlotNumber>,
+    stopping: bool,
+}
+
+impl Shared {
+    fn stock(&self) -> MutexGuard<'_, Stock> {
+        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self) {
+        loop {
+            {
+                let mut stock = self.stock();
+                while stock.ready.len() >= READY && !stock.stopping {
+                    stock = self.wanted.wait(stock).unwrap_or_else(PoisonError::into_inner);
+                }
+                if stock.stopping {
+                    return;
+                }
+            }
+            match self.network.prepare_slot() {
+                Ok(slot) => self.stock().ready.push(slot),
+                Err(error) => {
+                    tracing::warn!(error = with_causes(&error), "no network slot was prepared");
+                    // Whoever takes one tries by himself, and hears why it fails.
+                    let stock = self.stock();
+                    drop(self.wanted.wait(stock));
+                }
+            }
+        }
+    }
+}
+
+/// What a sandbox takes along of its slot.
+pub(super) struct Taken {
+    pub(super) network: PreparedNetwork,
+    pub(super) placement: NetworkPlacement,
+}
+
+impl Slots {
+    /// No network, and why.
+    pub(super) fn none(why: impl Into<String>) -> Self {
+        Self { shared: Err(why.into()), keeper: Mutex::new(None) }
+    }
+
+    /// Opens the network and finds the slots of sandboxes that an earlier server began. A host that cannot have one is no error.
+    pub(super) fn open(layout: &Layout, instance: &str, subnet: Option<Subnet>) -> Self {
+        let (known, taken) = known_slots(layout);
+        let directory = network_directory(&layout.data_dir);
+        let options = OpenOptions { directory, instance: instance.to_owned(), subnet };
+        let network = match Network::open(&options, &known) {
+            Ok((network, lost)) => {
+                for slot in lost {
+                    tracing::error!(slot = slot.0, "a running sandbox has lost its network");
+                }
+                network
+            }
+            Err(error) => return Self::none(with_causes(&error)),
+        };
+        let stock = Stock { taken, ..Stock::default() };
+        let shared = Arc::new(Shared { network, stock: Mutex::new(stock), wanted: Condvar::new() });
+        let keeping = Arc::clone(&shared);
+        let keeper = std::thread::Builder::new()
+            .name("pool-slots".into())
+            .spawn(move || keeping.keep())
+            .map_err(|error| tracing::warn!(%error, "no network slots are prepared ahead"));
+        Self { shared: Ok(shared), keeper: Mutex::new(keeper.ok()) }
+    }
+
+    /// The network, or why there is none.
+    pub(super) fn network(&self) -> Result<&Network, String> {
+        match &self.shared {
+            Ok(shared) => Ok(&shared.network),
+            Err(why) => Err(why.clone()),
+        }
+    }
+
+    /// A slot for a sandbox, open to what the plan says and to nothing else. Blocks for a millisecond or two.
+    pub(super) fn take(&self, uid: &str, plan: NetworkPlan) -> Result<Taken, RuntimeError> {
+        let failed = |message: String| RuntimeError::Host { message };
+        let shared = self.shared.as_ref().map_err(|why| failed(why.clone()))?;
+        let ready = shared.stock().ready.pop();
+        shared.wanted.notify_all();
+        let slot = match ready {
+            Some(slot) => slot,
+            None => shared.network.prepare_slot().map_err(|error| failed(with_causes(&error)))?,
+        };
+        shared.stock().taken.insert(uid.to_owned(), slot.number);
+        if let Err(error) = shared.network.admit(slot.number, &policy(plan)) {
+            self.release(uid)?;
+            return Err(failed(with_causes(&error)));
+        }
+        let placement = NetworkPlacement {
+            slot: slot.number.0,
+            ipv4: slot.addresses.ipv4,
+            ipv6: slot.addresses.ipv6,
+            gateway_ipv4: slot.gateway.ipv4,
+            gateway_ipv6: slot.gateway.ipv6,
+        };
+        Ok(Taken { network: slot.network, placement })
+    }
+
+    /// A sandbox has ended: its slot is gone afterwards. One without a slot is fine. Blocks for a few milliseconds.
+    pub(super) fn release(&self, uid: &str) -> Result<(), RuntimeError> {
+        let Ok(shared) = &self.shared else { return Ok(()) };
+        let Some(number) = shared.stock().taken.get(uid).copied() else { return Ok(()) };
+        shared.network.release(number).map_err(|error| RuntimeError::Unreachable {
+            uid: uid.to_owned(),
+            message: format!("its network slot stays: {}", with_causes(&error)),
+        })?;
+        shared.stock().taken.remove(uid);
+        Ok(())
+    }
+
+    /// Ends the thread, and removes the slots that nobody took; with `everything` the network too.
+    pub(super) fn stop(&self, everything: bool) {
+        let Ok(shared) = &self.shared else { return };
+        shared.stock().stopping = true;
+        shared.wanted.notify_all();
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if keeper.is_some_and(|keeper| keeper.join().is_err()) {
+            tracing::error!("the thread that prepares network slots has panicked");
+        }
+        let unused = std::mem::take(&mut shared.stock().ready);
+        for slot in unused {
+            if let Err(error) = shared.network.release(slot.number) {
+                tracing::warn!(error = with_causes(&error), "an unused network slot stays");
+            }
+        }
+        if everything && let Err(error) = shared.network.remove() {
+            tracing::warn!(error = with_causes(&error), "the instance's network stays");
+        }
+    }
+}
+
+fn policy(plan: NetworkPlan) -> Policy {
+    let reach = match plan {
+        NetworkPlan::World => Reach::World,
+        NetworkPlan::Isolated | NetworkPlan::Loopback => Reach::Isolated,
+    };
+    Policy { reach, grants: Vec::new() }
+}
+
+/// Where the network keeps its mount and its record.
+fn network_directory(data_dir: &Path) -> std::path::PathBuf {
+    data_dir.join("network")
+}
+
+/// The slots of sandboxes that have not ended, by their directories.
+fn known_slots(layout: &Layout) -> (Vec<KnownSlot>, HashMap<String, SlotNumber>) {
+    let (mut known, mut taken) = (Vec::new(), HashMap::new());
+    for uid in layout.uids().unwrap_or_default() {
+        let directory = layout.sandbox(&uid);
+        let Found::Whole(launch) = directory.launch() else { continue };
+        let Some(placement) = launch.placement.network else { continue };
+        if matches!(directory.end(), Found::Whole(_)) {
+            continue;
+        }
+        let number = SlotNumber(placement.slot);
+        known.push(KnownSlot {
+            number,
+            policy: Some(policy(launch.plan.network)),
+            published: Vec::new(),
+        });
+        taken.insert(uid, number);
+    }
+    (known, taken)
+}
