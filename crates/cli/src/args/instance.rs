@@ -38,7 +38,7 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "BACKEND", default_value_t = DiskChoice::Auto)]
     pub(crate) disk_backend: DiskChoice,
 
-    /// Let sandboxes that ask for it (--egress) reach the outside. A preview: they resolve no names yet
+    /// Let sandboxes that ask for it (--egress) reach the outside. A preview
     #[arg(long, env = "ATOLL_NETWORK")]
     pub(crate) network: bool,
 

@@ -96,6 +96,9 @@ async fn serve_until_told(
         })
     };
     let images = node::images(&directory).await?;
+    if let Some(host) = &classes.host {
+        host.serve_names()?;
+    }
     let config = ServerConfig {
         data_dir,
         listen: args.listen.clone(),

@@ -1,7 +1,7 @@
 //! Sandboxes with a network, on a host of the test's own that has a world behind it.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
 
@@ -28,11 +28,38 @@ fn namespace() -> OwnedFd {
     rustix::fs::open("/proc/thread-self/ns/net", flags, rustix::fs::Mode::empty()).unwrap()
 }
 
-/// Leaves the calling thread on a host of its own, with a world that greets whoever connects to port 80.
+/// Answers every question for a name with the world's own address, in the calling thread's namespace.
+fn serve_names() {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)).unwrap();
+    std::thread::spawn(move || {
+        let mut question = [0; 512];
+        while let Ok((count, from)) = socket.recv_from(&mut question) {
+            // SOURCE: RFC 1035, 4.1: header, the question as it came, and one address for the name at offset 12.
+            let name = question[12..count].iter().position(|byte| *byte == 0).unwrap();
+            let asked = &question[12..12 + name + 5];
+            let is_address = asked.ends_with(&[0, 1, 0, 1]);
+            let mut answer = question[..2].to_vec();
+            answer.extend([0x81, 0x80, 0, 1, 0, u8::from(is_address), 0, 0, 0, 0]);
+            answer.extend(asked);
+            if is_address {
+                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+                answer.extend(WORLD.parse::<Ipv4Addr>().unwrap().octets());
+            }
+            socket.send_to(&answer, from).unwrap();
+        }
+    });
+}
+
+/// Leaves the calling thread on a host of its own, with a world that greets whoever connects to port 80 and knows names.
 fn move_to_a_host_with_a_world() {
     let unshare = || atoll_sys::clone::unshare(UnshareFlags::NEWNET).unwrap();
     unshare();
-    sh("ip link set lo up");
+    // The host's own /etc/resolv.conf, seen by nobody else.
+    atoll_sys::clone::unshare(UnshareFlags::NEWNS).unwrap();
+    sh(&format!(
+        "ip link set lo up; mount --make-rprivate /; mount -t tmpfs tmpfs /mnt
+         echo nameserver {WORLD} >/mnt/resolv.conf; mount --bind /mnt/resolv.conf /etc/resolv.conf"
+    ));
     let host = namespace();
     let world = std::thread::spawn(move || {
         unshare();
@@ -42,6 +69,7 @@ fn move_to_a_host_with_a_world() {
             "ip link set lo up; ip link add in type veth peer name out netns /proc/self/fd/{peer};
              ip link set in up; ip addr add {WORLD}/24 dev in; ip addr add {PRIVATE}/32 dev lo"
         ));
+        serve_names();
         let anywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80));
         let listener = TcpListener::bind(anywhere).unwrap();
         // Ends with the test's process.
@@ -101,6 +129,20 @@ fn who_asks_for_egress_reaches_the_world_and_nobody_else_does() {
             assert_ne!(refused.code, Some(0), "{egress} {to}");
             assert_eq!(refused.text(), "", "{egress} {to}");
         }
+    });
+}
+
+#[test]
+fn names_are_resolved_for_who_has_egress_and_refused_at_once_for_others() {
+    on_a_host("names_are_resolved_for_who_has_egress", |instance, class| {
+        let look_up = |more: &[&str]| {
+            let look_up = [IMAGE, "--", "nslookup", "-type=a", "world.example"];
+            let run = ["run", "--class", class];
+            instance.atoll(run.iter().chain(more).chain(&look_up))
+        };
+        let found = look_up(&["--egress"]);
+        assert!(found.succeeded().contains(&format!("Address: {WORLD}")), "{found:?}");
+        assert_ne!(look_up(&[]).code, Some(0));
     });
 }
 

@@ -149,6 +149,14 @@ impl ShimHost {
         self.spawners.pids()
     }
 
+    /// Answers sandboxes' questions for names from now on. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Host`]: its port in the ring cannot be had.
+    pub fn serve_names(&self) -> Result<(), RuntimeError> {
+        self.slots.serve_names()
+    }
+
     /// The network for sandboxes, or why there is none.
     ///
     /// # Errors

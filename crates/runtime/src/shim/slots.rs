@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
+use atoll_keeper::{Asker, Resolver, ResolverSockets, Servers};
 use atoll_model::causes::with_causes;
 use atoll_network::{KnownSlot, Network, OpenOptions, Policy, Reach, Slot, SlotNumber, Subnet};
 use atoll_sys::network_namespace::PreparedNetwork;
@@ -17,6 +18,8 @@ use crate::RuntimeError;
 
 use super::directory::{Found, Layout};
 
+/// SOURCE: RFC 1035, 4.2.
+const NAMES_PORT: u16 = 53;
 /// Slots that are kept ready (guess: most sandboxes of a burst have no network).
 const READY: usize = 4;
 
@@ -28,6 +31,8 @@ pub(super) struct Slots {
 
 struct Shared {
     network: Network,
+    /// Serves from when there are threads for it.
+    resolver: OnceLock<Resolver>,
     stock: Mutex<Stock>,
     /// Something was taken, or it is over.
     wanted: Condvar,
@@ -36,11 +41,24 @@ struct Shared {
 #[derive(Default)]
 struct Stock {
     ready: Vec<Slot>,
-    taken: HashMap<String, SlotNumber>,
+    taken: HashMap<String, Place>,
     stopping: bool,
 }
 
+/// A sandbox's place in the network.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    number: SlotNumber,
+    plan: NetworkPlan,
+}
+
 impl Shared {
+    /// What the resolver knows of a sandbox.
+    fn asker(&self, place: Place) -> Asker {
+        let addresses = self.network.subnet().slot(place.number).both();
+        Asker { addresses, forward: place.plan == NetworkPlan::World, granted: Vec::new() }
+    }
+
     fn stock(&self) -> MutexGuard<'_, Stock> {
         self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -96,7 +114,12 @@ impl Slots {
             Err(error) => return Self::none(with_causes(&error)),
         };
         let stock = Stock { taken, ..Stock::default() };
-        let shared = Arc::new(Shared { network, stock: Mutex::new(stock), wanted: Condvar::new() });
+        let shared = Arc::new(Shared {
+            network,
+            resolver: OnceLock::new(),
+            stock: Mutex::new(stock),
+            wanted: Condvar::new(),
+        });
         let keeping = Arc::clone(&shared);
         let keeper = std::thread::Builder::new()
             .name("pool-slots".into())
@@ -113,6 +136,28 @@ impl Slots {
         }
     }
 
+    /// Answers sandboxes' questions for names from now on. Needs a tokio runtime. Without a network there is nobody to ask.
+    pub(super) fn serve_names(&self) -> Result<(), RuntimeError> {
+        let Ok(shared) = &self.shared else { return Ok(()) };
+        let failed = |error: &dyn std::error::Error| RuntimeError::Host {
+            message: format!("sandboxes cannot resolve names: {}", with_causes(error)),
+        };
+        let gateway = shared.network.subnet().gateway().both();
+        let sockets = shared
+            .network
+            .inside_ring(move || ResolverSockets::open(&gateway, NAMES_PORT))
+            .map_err(|error| failed(&error))?;
+        let resolver =
+            Resolver::serve(sockets, Servers::of_host()).map_err(|error| failed(&error))?;
+        let known: Vec<Place> = shared.stock().taken.values().copied().collect();
+        for place in known {
+            resolver.admit(&shared.asker(place));
+        }
+        // Told once; another call finds it serving.
+        drop(shared.resolver.set(resolver));
+        Ok(())
+    }
+
     /// A slot for a sandbox, open to what the plan says and to nothing else. Blocks for a millisecond or two.
     pub(super) fn take(&self, uid: &str, plan: NetworkPlan) -> Result<Taken, RuntimeError> {
         let failed = |message: String| RuntimeError::Host { message };
@@ -123,7 +168,11 @@ impl Slots {
             Some(slot) => slot,
             None => shared.network.prepare_slot().map_err(|error| failed(with_causes(&error)))?,
         };
-        shared.stock().taken.insert(uid.to_owned(), slot.number);
+        let place = Place { number: slot.number, plan };
+        shared.stock().taken.insert(uid.to_owned(), place);
+        if let Some(resolver) = shared.resolver.get() {
+            resolver.admit(&shared.asker(place));
+        }
         if let Err(error) = shared.network.admit(slot.number, &policy(plan)) {
             self.release(uid)?;
             return Err(failed(with_causes(&error)));
@@ -141,8 +190,11 @@ impl Slots {
     /// A sandbox has ended: its slot is gone afterwards. One without a slot is fine. Blocks for a few milliseconds.
     pub(super) fn release(&self, uid: &str) -> Result<(), RuntimeError> {
         let Ok(shared) = &self.shared else { return Ok(()) };
-        let Some(number) = shared.stock().taken.get(uid).copied() else { return Ok(()) };
-        shared.network.release(number).map_err(|error| RuntimeError::Unreachable {
+        let Some(place) = shared.stock().taken.get(uid).copied() else { return Ok(()) };
+        if let Some(resolver) = shared.resolver.get() {
+            resolver.forget(shared.network.subnet().slot(place.number).both());
+        }
+        shared.network.release(place.number).map_err(|error| RuntimeError::Unreachable {
             uid: uid.to_owned(),
             message: format!("its network slot stays: {}", with_causes(&error)),
         })?;
@@ -185,7 +237,7 @@ fn network_directory(data_dir: &Path) -> std::path::PathBuf {
 }
 
 /// The slots of sandboxes that have not ended, by their directories.
-fn known_slots(layout: &Layout) -> (Vec<KnownSlot>, HashMap<String, SlotNumber>) {
+fn known_slots(layout: &Layout) -> (Vec<KnownSlot>, HashMap<String, Place>) {
     let (mut known, mut taken) = (Vec::new(), HashMap::new());
     for uid in layout.uids().unwrap_or_default() {
         let directory = layout.sandbox(&uid);
@@ -200,7 +252,7 @@ fn known_slots(layout: &Layout) -> (Vec<KnownSlot>, HashMap<String, SlotNumber>)
             policy: Some(policy(launch.plan.network)),
             published: Vec::new(),
         });
-        taken.insert(uid, number);
+        taken.insert(uid, Place { number, plan: launch.plan.network });
     }
     (known, taken)
 }

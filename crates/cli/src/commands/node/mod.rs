@@ -23,6 +23,8 @@ pub(super) struct Classes {
     pub(super) missing: Vec<(RuntimeClass, String)>,
     /// Whether sandboxes may reach the outside, or why they cannot.
     pub(super) network: Result<(), String>,
+    /// What classes with shims share, where there is one.
+    pub(super) host: Option<Arc<ShimHost>>,
 }
 
 /// Finds the classes, and begins what they need. Call it before there are threads; takes some tens of milliseconds. Class `sim` isolates
@@ -34,7 +36,8 @@ pub(super) fn classes(
     network: Option<NetworkConfig>,
 ) -> anyhow::Result<Classes> {
     let no_network = Err("no class is here that has one".to_owned());
-    let mut found = Classes { runtimes: Vec::new(), missing: Vec::new(), network: no_network };
+    let mut found =
+        Classes { runtimes: Vec::new(), missing: Vec::new(), network: no_network, host: None };
     if enable_sim {
         let logs = data_dir.join("run").join("sim-logs");
         std::fs::create_dir_all(&logs)
@@ -72,6 +75,7 @@ pub(super) fn classes(
     if let (Some(_), Err(why)) = (network, &found.network) {
         tracing::warn!(why, "sandboxes cannot reach the outside");
     }
+    found.host = Some(Arc::clone(&host));
     match &container {
         Ok(detail) => {
             let runtime = ShimRuntime::container(Arc::clone(&host), detail.clone());
