@@ -127,13 +127,17 @@ fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
-/// Adds attributes to a mount (nothing is taken away).
+/// Adds attributes to a mount (nothing is taken away, but for another way of keeping access times where NOATIME is added).
 ///
 /// # Errors
 /// The kernel's answer.
 pub fn add_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> Result<(), Errno> {
     let attr_set = u64::from(attributes.bits());
-    set(mount, 0, &MountAttr { attr_set, ..MountAttr::default() })
+    // The ways of keeping access times are values of one field, which the kernel wants named whole.
+    let changes_atime = attributes.contains(MountAttrFlags::MOUNT_ATTR_NOATIME);
+    let attr_clr = if changes_atime { MountAttrFlags::MOUNT_ATTR__ATIME.bits() } else { 0 };
+    let attr_clr = u64::from(attr_clr);
+    set(mount, 0, &MountAttr { attr_set, attr_clr, ..MountAttr::default() })
 }
 
 /// Shows a detached mount's files through the id map of a user namespace: id 0 on disk becomes the namespace's 0.

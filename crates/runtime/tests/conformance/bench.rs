@@ -35,6 +35,8 @@ pub(crate) struct Bench {
     /// The other classes.
     pub(crate) host: Option<Arc<ShimHost>>,
     gvisor: Option<gvisor_host::GvisorHost>,
+    /// What bounds the disks of sandboxes to come, from the next restart on.
+    pub(crate) disks: DiskChoice,
     pub(crate) data: tempfile::TempDir,
 }
 
@@ -45,9 +47,20 @@ pub(crate) fn run(class: RuntimeClass, case: &str, test: impl AsyncFnOnce(&mut B
         println!("SKIPPED: {name}: {why}");
         return;
     }
+    run_in(&std::env::temp_dir(), DiskChoice::Auto, class, &name, test);
+}
+
+/// As [`run`], with the data directory in that place and disks of that kind.
+pub(crate) fn run_in(
+    place: &Path,
+    disks: DiskChoice,
+    class: RuntimeClass,
+    name: &str,
+    test: impl AsyncFnOnce(&mut Bench),
+) {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let mut bench = match runtime.block_on(async { Bench::new(class) }) {
+    let mut bench = match runtime.block_on(async { Bench::new(place, disks, class) }) {
         Ok(bench) => bench,
         Err(why) => {
             println!("SKIPPED: {name}: {why}");
@@ -71,13 +84,13 @@ pub(crate) fn run(class: RuntimeClass, case: &str, test: impl AsyncFnOnce(&mut B
 }
 
 impl Bench {
-    fn new(class: RuntimeClass) -> Result<Self, String> {
-        let data = tempfile::Builder::new().prefix("atoll-conformance-").tempdir().unwrap();
+    fn new(place: &Path, disks: DiskChoice, class: RuntimeClass) -> Result<Self, String> {
+        let data = tempfile::Builder::new().prefix("atoll-conformance-").tempdir_in(place).unwrap();
         let mut gvisor = None;
         match class {
             RuntimeClass::Sim => {}
             RuntimeClass::Container => {
-                drop(container_host::report(data.path(), DiskChoice::Auto).container()?)
+                drop(container_host::report(data.path(), disks).container()?)
             }
             RuntimeClass::Gvisor => {
                 // The answer is remembered for all benches of this run.
@@ -86,15 +99,25 @@ impl Bench {
             }
         }
         let sim = (class == RuntimeClass::Sim).then(SimHost::new);
-        let (runtime, host) = Self::begin(class, data.path(), sim.as_ref(), gvisor.as_ref());
+        let (runtime, host) = Self::begin(class, disks, data.path(), sim.as_ref(), gvisor.as_ref());
         if class != RuntimeClass::Sim {
             busybox_layer().ok_or("busybox is missing: install busybox-static")?;
         }
-        Ok(Self { class, runtime, sim, host, gvisor, data })
+        Ok(Self { class, runtime, sim, host, gvisor, disks, data })
+    }
+
+    /// A second server, on a data directory that is somebody else's. Never cleaned: for processes that are killed.
+    pub(crate) fn at(data: &Path, place: &Path, disks: DiskChoice, class: RuntimeClass) -> Self {
+        let own = tempfile::Builder::new().prefix("atoll-killed-").tempdir_in(place).unwrap();
+        let gvisor = (class == RuntimeClass::Gvisor)
+            .then(|| gvisor_host::detect(shared_directory()).unwrap());
+        let (runtime, host) = Self::begin(class, disks, data, None, gvisor.as_ref());
+        Self { class, runtime, sim: None, host, gvisor, disks, data: own }
     }
 
     fn begin(
         class: RuntimeClass,
+        disks: DiskChoice,
         data: &Path,
         sim: Option<&Arc<SimHost>>,
         gvisor: Option<&gvisor_host::GvisorHost>,
@@ -109,7 +132,7 @@ impl Bench {
             spawners: Some(1),
             pools: PoolSizes { networks: 2, disks: 1 },
             network: None,
-            disks: DiskChoice::Auto,
+            disks,
         })
         .unwrap();
         let runtime = match (class, gvisor) {
@@ -125,7 +148,8 @@ impl Bench {
         // What is dropped first is the old server's.
         self.host = None;
         let (sim, gvisor) = (self.sim.as_ref(), self.gvisor.as_ref());
-        (self.runtime, self.host) = Self::begin(self.class, self.data.path(), sim, gvisor);
+        (self.runtime, self.host) =
+            Self::begin(self.class, self.disks, self.data.path(), sim, gvisor);
     }
 
     /// Destroys everything; says what is left then.
@@ -319,4 +343,4 @@ fn busybox_layer() -> Option<PathBuf> {
 }
 
 const COMMANDS: &str = "sh echo cat sleep true false ls id hostname dd head tail wc stat stty ps kill seq yes nc \
-    env touch mkdir rm mv cp grep sed sort tr test timeout dmesg mount umount df chmod chown readlink usleep";
+    env touch mkdir rm mv cp grep sed sort tr test timeout dmesg mount umount df chmod chown readlink usleep xargs chattr";

@@ -1,4 +1,5 @@
 //! What every class must do, in the same words for all of them. A class that does not run a case says why in `skips.rs`.
+//! What holds for disks is asked of every backend, on a file system that can have it.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,6 +8,8 @@
 )]
 
 mod bench;
+mod disk_place;
+mod disks;
 mod exec;
 mod leaks;
 mod lifecycle;
@@ -43,4 +46,33 @@ suite! {
     recovery: server_restarted, ended_while_away, shim_killed, ended_without_shim, guest_killed, sentry_killed, all_killed, damaged_directory,
         host_started_anew, launch_given_up, destroyed_at_any_time, spawner_killed;
     leaks: quick_exits;
+}
+
+macro_rules! disk_suite {
+    ($($class:ident: $($place:ident),+;)+) => {
+        $(disk_suite!(@class $class [$($place)+] [full apart files many_and_deep another_choice killed]);)+
+    };
+    (@class $class:ident [$($place:ident)+] $cases:tt) => {
+        $(disk_suite!(@place $class $place $cases);)+
+    };
+    (@place $class:ident $place:ident [$($case:ident)+]) => {
+        mod $place {
+            $(
+                #[test]
+                fn $case() {
+                    let test = concat!(module_path!(), "::", stringify!($case));
+                    let (class, place) = (stringify!($class), stringify!($place));
+                    crate::disk_place::run(test, class, place, crate::disks::$case);
+                }
+            )+
+        }
+    };
+}
+
+mod disks_of_container {
+    disk_suite! { container: image_on_btrfs, btrfs, ext4_projects, xfs_projects; }
+}
+
+mod disks_of_gvisor {
+    disk_suite! { gvisor: btrfs, ext4_projects, xfs_projects; }
 }
