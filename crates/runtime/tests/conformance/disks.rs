@@ -36,8 +36,7 @@ pub(crate) async fn full(bench: &mut Bench, place: &Place) {
     let fits = running.script("dd if=/dev/zero of=/big bs=1M count=48 && stat -c %s /big").await;
     assert_eq!(fits.text(), "50331648\n", "{}", fits.errors());
     // Removed before: what is written over an old file stands beside it for a moment where a file system copies on write.
-    let again =
-        "for n in 1 2 3 4; do rm /big; dd if=/dev/zero of=/big bs=1M count=48 || exit; done; echo written";
+    let again = "for n in 1 2 3 4; do rm /big; dd if=/dev/zero of=/big bs=1M count=48 || exit; done; echo written";
     let again = running.script(again).await;
     assert_eq!(again.text(), "written\n", "{}", again.errors());
     let full = running.script("dd if=/dev/zero of=/tmp/more bs=1M count=48").await;
