@@ -71,19 +71,22 @@ fn ctrl_c_reaches_the_command_and_twice_ends_it() {
 #[test]
 fn a_command_that_takes_too_long_is_ended() {
     in_each_class("timeout", |instance, class| {
-        let run = instance.atoll([
+        // Long enough for a sandbox to begin on a busy machine: what the command wrote before is awaited, and stays.
+        let mut run = instance.begin([
             "run",
             "--class",
             class,
             "--timeout",
-            "1s",
+            "6s",
             IMAGE,
             "--",
             "sh",
             "-c",
-            "sleep 1000",
+            "echo begun; sleep 1000",
         ]);
-        run.ended_with(124);
+        run.line_with("begun");
+        let run = run.finish();
+        assert_eq!(run.ended_with(124), "begun\n");
         run.complains("--timeout");
         instance.has_no_sandboxes();
     });
