@@ -70,6 +70,10 @@ async fn find_shim(
                 let events = pump(None, reader, writer);
                 return Ok(Some(running(uid, directory, state, events)));
             }
+            // It lives, and does not know itself: who asks again later may hear more.
+            Ok((ShimReply::Refused { message }, ..)) => {
+                return Err(RuntimeError::Unreachable { uid: uid.to_owned(), message });
+            }
             Ok(_) => "it did not answer with its state".to_owned(),
             Err(ConnectError::NobodyListens(why)) => match directory.end() {
                 Found::Whole(end) => return Ok(Some(Adoption::Ended(end))),

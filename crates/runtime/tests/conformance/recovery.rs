@@ -4,10 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use atoll_runtime::Adoption;
+use atoll_runtime::{Adoption, RuntimeError};
 use atoll_sys::process::{ProcessIdentity, send_signal};
 use atoll_wire::record::{EndRecord, ExitReason, ShimRecord};
 use atoll_wire::shim::ShimState;
+use rustix::process::Signal;
 
 use crate::bench::{Bench, PATIENCE};
 use crate::running::Running;
@@ -117,6 +118,40 @@ pub(crate) async fn shim_killed(bench: &mut Bench) {
     let exit = adopted.exit("main").await;
     assert_eq!(exit.reason, ExitReason::Stopped, "{exit:?}");
     adopted.ended().await;
+}
+
+/// A guest that does not answer another shim: its state is not known, and is when it goes on.
+pub(crate) async fn guest_silent(bench: &mut Bench) {
+    let mut running = bench.start("sleep 1000").await;
+    let pid = running.started("main").await;
+    let init = shim_record(&bench.directory(&running.uid)).containers[0].init.clone();
+    signal_process(init.pid, init.start_time_ticks, Signal::STOP);
+    kill_shim(bench, &running.uid).await;
+    running.closed().await;
+    for _ in 0..2 {
+        match bench.runtime.adopt(&running.uid).await {
+            Err(RuntimeError::Unreachable { message, .. }) => {
+                assert!(message.contains("does not answer"), "{message}");
+            }
+            Err(error) => panic!("{error}"),
+            Ok(_) => panic!("a state that nobody can know"),
+        }
+    }
+    signal_process(init.pid, init.start_time_ticks, Signal::CONT);
+    let deadline = Instant::now() + PATIENCE;
+    while bench.runtime.adopt(&running.uid).await.is_err() {
+        assert!(Instant::now() < deadline, "it goes on and is not adopted");
+    }
+    let (adopted, state) = adopt_running(bench, &running.uid).await;
+    assert_eq!(state.containers[0].host_pid, Some(pid), "the same process");
+    assert_eq!(adopted.script("echo alive").await.text(), "alive\n");
+}
+
+fn signal_process(pid: i32, start_time_ticks: u64, signal: Signal) {
+    use std::os::fd::AsFd;
+    let boot_id = atoll_sys::process::boot_id().unwrap();
+    let pidfd = ProcessIdentity { pid, start_time_ticks, boot_id }.open().unwrap();
+    send_signal(pidfd.expect("it runs").as_fd(), signal.as_raw()).unwrap();
 }
 
 pub(crate) async fn ended_without_shim(bench: &mut Bench) {

@@ -135,6 +135,10 @@ impl Container {
         let name = &self.plan.name;
         if self.exit.is_some() {
             Some(format!("container {name} has ended"))
+        } else if !self.peer.is_acknowledged() && self.started {
+            Some(format!(
+                "the guest of container {name} does not answer the shim that took it over"
+            ))
         } else if !self.peer.is_acknowledged() {
             Some(format!("container {name} is still starting"))
         } else {

@@ -77,7 +77,7 @@ struct Shim {
     tell_dropped_at: Option<Duration>,
     /// When a record or a removal that failed is tried again.
     retry_at: Option<Duration>,
-    /// When subscribers of a takeover hear the state, whoever has not answered.
+    /// When subscribers of a takeover hear the state, or that a guest is silent.
     tell_state_at: Option<Duration>,
     /// They have heard it.
     state_told: bool,
@@ -238,7 +238,7 @@ impl Shim {
             self.tell_dropped();
         }
         if due(&mut self.tell_state_at) {
-            self.tell_state();
+            self.tell_state_or_silence();
         }
         let _ = due(&mut self.accept_at);
         if due(&mut self.retry_at) {

@@ -98,7 +98,17 @@ impl Shim {
     fn subscribe(&mut self, id: ConversationId) {
         let state = self.state_reply();
         let over = matches!(self.phase, Phase::Over { .. });
+        let silence = self.silence();
         let Some(one) = self.conversations.get_mut(&id) else { return };
+        match silence {
+            // It hears the state with those who wait for it already.
+            Some(_) if self.tell_state_at.is_some() => {
+                one.role = Role::Subscriber;
+                return;
+            }
+            Some(why) => return one.refuse(why),
+            None => {}
+        }
         one.role = Role::Subscriber;
         one.reply(&state);
         if over {

@@ -20,8 +20,9 @@ use crate::peer::Peer;
 use crate::stream::{Purpose, Stream};
 use atoll_sys::clock;
 
-/// How long the first state after a takeover waits for guests to answer.
-const STATE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a takeover waits for guests to answer before it says that it does not know their state. They answer in milliseconds: one that
+/// does not is stopped, or shares its CPU with thousands.
+const STATE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most characters shown of what a guest says its build is.
 const BUILD_CHARS: usize = 40;
 
@@ -114,7 +115,7 @@ impl Shim {
             if self.adopted {
                 // It runs, and cannot be spoken with: it is left alone, who asks something of it is told, and its end will be seen.
                 self.containers[at].stranger = Some(message);
-                return;
+                return self.tell_state_when_known();
             }
             return self.fail_launch(message);
         }
@@ -190,11 +191,30 @@ impl Shim {
 
     /// Tells subscribers of a takeover the state as soon as every guest has answered or ended.
     fn tell_state_when_known(&mut self) {
-        let known = |container: &super::Container| {
-            container.exit.is_some() || container.peer.is_acknowledged()
-        };
-        if self.containers.iter().all(known) {
+        if self.silence().is_none() {
             self.tell_state();
+        }
+    }
+
+    /// Why the state is not known after a takeover, if so: a guest has neither answered nor ended.
+    pub(super) fn silence(&self) -> Option<String> {
+        let silent = self
+            .containers
+            .iter()
+            .find(|one| one.exit.is_none() && !one.peer.is_acknowledged())
+            .filter(|_| self.adopted && !self.state_told)?;
+        Some(format!(
+            "the guest of container {} does not answer the shim that took it over: whether its command runs is not known",
+            silent.plan.name
+        ))
+    }
+
+    /// The guests have had their time. Nothing is guessed for one that is silent: who waits hears so and may ask again.
+    pub(super) fn tell_state_or_silence(&mut self) {
+        let Some(why) = self.silence() else { return self.tell_state() };
+        for one in self.conversations.values_mut().filter(|one| one.role == Role::Subscriber) {
+            one.refuse(why.clone());
+            one.finished = true;
         }
     }
 

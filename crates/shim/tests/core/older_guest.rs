@@ -87,9 +87,9 @@ fn a_guest_of_an_unknown_version_is_refused_and_one_that_runs_is_left_alone() {
     acknowledge(&mut rogue, epoch, 2, true, "");
     let request = ShimRequest::Exec { container: "main".into(), process: shell("true") };
     let refused = loop {
-        // Until the answer is read, what is said is that it starts.
+        // Until the answer is read, what is said is that it does not answer.
         match rogue.sandbox.connect().request(&request) {
-            ShimReply::Refused { message } if message.contains("still starting") => {}
+            ShimReply::Refused { message } if message.contains("does not answer") => {}
             reply => break reply,
         }
     };

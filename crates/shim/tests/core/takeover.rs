@@ -1,12 +1,14 @@
 //! A shim is killed, and another one takes over.
 
 use std::fs;
+use std::os::fd::AsFd;
 
-use atoll_sys::process::ProcessState;
+use atoll_sys::process::{ProcessIdentity, ProcessState, send_signal};
 use atoll_wire::guest::HostMessage;
 use atoll_wire::log::LogStream;
 use atoll_wire::record::ExitReason;
 use atoll_wire::shim::{ShimEvent, ShimReply, ShimRequest, ShimState};
+use rustix::process::Signal;
 
 use crate::harness::{Client, Sandbox, Spawner, container, exec, kill, shell, wait_until};
 
@@ -78,6 +80,51 @@ fn an_exit_without_a_shim_is_kept_by_the_guest_with_all_that_fits_into_its_chann
     assert_eq!((end.containers[0].code, end.containers[0].reason), (Some(11), ExitReason::Error));
     assert_eq!(sandbox.log_text("main"), "before\nwhile away\n");
     assert_ne!(first.state().unwrap(), ProcessState::Running);
+}
+
+/// Stops a guest, or lets it go on.
+fn signal_guest(guest: &ProcessIdentity, signal: Signal) {
+    let pidfd = guest.open().unwrap().expect("it runs");
+    send_signal(pidfd.as_fd(), signal.as_raw()).unwrap();
+}
+
+#[test]
+fn a_guest_that_is_silent_after_a_takeover_is_told_of_and_asked_again() {
+    let spawner = Spawner::start();
+    let sandbox = Sandbox::of_script("echo before; read _; exit 4");
+    spawner.request(&sandbox.directory, false).until_started();
+    wait_until("it is logged", || sandbox.log_text("main") == "before\n");
+    let guest = sandbox.first_process();
+    signal_guest(&guest, Signal::STOP);
+    sandbox.kill_shim();
+    let mut client = spawner.request(&sandbox.directory, true);
+    assert!(matches!(client.event(), Some(ShimEvent::Spawned { .. })));
+    let told = |reply: ShimReply| match reply {
+        ShimReply::Refused { message } => assert!(message.contains("container main"), "{message}"),
+        other => panic!("a state that nobody can know: {other:?}"),
+    };
+    told(client.reply());
+    assert!(client.frame().is_none(), "there is nothing more to hear for it");
+    // Who asks while it is silent hears so at once; nothing can be asked of the container.
+    told(sandbox.connect().request(&ShimRequest::Subscribe));
+    let process = shell("true");
+    told(sandbox.connect().request(&ShimRequest::Exec { container: "main".into(), process }));
+    signal_guest(&guest, Signal::CONT);
+    let mut client = sandbox.connect();
+    let state = loop {
+        match client.request(&ShimRequest::Subscribe) {
+            ShimReply::State(state) => break state,
+            reply => told(reply),
+        }
+    };
+    assert!(state.adopted);
+    assert_eq!(state.containers[0].host_pid, Some(guest.pid), "the same process");
+    assert_eq!(exec(&sandbox, "main", "echo works").text(), "works\n");
+    let mut attached = sandbox.connect();
+    attached.request(&ShimRequest::Attach { container: "main".into(), from_start: false });
+    attached.send(HostMessage::StdinEnd);
+    assert_eq!(attached.finish().code(), Some(4));
+    client.until_ended();
 }
 
 /// The workload writes all the time, the shim dies again and again: what is in the log is in order, and what is missing is counted.
