@@ -25,7 +25,9 @@ fn skipped_by_sim(case: &str) -> Option<&'static str> {
         }
         "containers_share" | "read_only_root" | "users" | "tmpfs" | "shared_volume"
         | "exec_terminal" | "transfers" | "slow_reader" => Some(SIM_HAS_NO_FILES),
-        "spawner_killed" | "sentry_killed" | "host_started_anew" | "guest_silent" => Some(SIM_HAS_NO_SHIM),
+        "spawner_killed" | "sentry_killed" | "host_started_anew" | "guest_silent" => {
+            Some(SIM_HAS_NO_SHIM)
+        }
         _ => None,
     }
 }
