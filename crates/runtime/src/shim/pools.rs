@@ -97,14 +97,16 @@ impl Shared {
         self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn next_name(&self) -> String {
+    fn next_number(&self) -> u64 {
         let mut stock = self.stock();
         stock.made += 1;
-        format!("disk-{}", stock.made)
+        stock.made
     }
 
     fn make_disk(&self, size_bytes: u64) -> Result<PreparedDisk, RuntimeError> {
-        let made = self.maker.make(&self.layout.pool(), &self.next_name(), size_bytes)?;
+        let number = self.next_number();
+        let (place, name) = (self.layout.pool_part(number), format!("disk-{number}"));
+        let made = self.maker.make(&place, &name, size_bytes)?;
         Ok(PreparedDisk { mount: made.mount, path: Some(made.path) })
     }
 
@@ -309,7 +311,10 @@ mod tests {
         assert!(small.to_string().contains("too small"), "{small}");
         pools.stop();
         drop(disk);
-        assert_eq!(fs::read_dir(layout.pool()).unwrap().count(), 0, "no file stays");
+        for part in fs::read_dir(layout.pool()).unwrap() {
+            let part = part.unwrap().path();
+            assert_eq!(fs::read_dir(&part).unwrap().count(), 0, "no file stays in {part:?}");
+        }
         assert!(to.exists(), "what was taken is the taker's");
         let mine = |(_, file): &(PathBuf, PathBuf)| file.starts_with(data.path());
         let attached = atoll_sys::loop_device::attached().unwrap();

@@ -19,10 +19,12 @@ struct Inventory {
 
 fn take(bench: &Bench, sandboxes: Vec<String>) -> Inventory {
     let count = |name: &str| fs::read_dir(bench.data.path().join(name)).map_or(0, Iterator::count);
+    let parts = fs::read_dir(bench.data.path().join("run/pool")).unwrap();
+    let parts = parts.map(|part| format!("run/pool/{}", part.unwrap().file_name().display()));
     Inventory {
         sandboxes,
         directories: count("sandboxes") + count("run/trash") + count("quarantine") + count("runsc"),
-        pool_files: count("run/pool"),
+        pool_files: parts.map(|part| count(&part)).sum(),
         loop_devices: bench.loop_devices().len(),
         mounts: bench.mounts().len(),
         processes: processes_of(bench),
