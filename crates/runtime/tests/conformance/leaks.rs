@@ -19,7 +19,8 @@ struct Inventory {
 
 fn take(bench: &Bench, sandboxes: Vec<String>) -> Inventory {
     let count = |name: &str| fs::read_dir(bench.data.path().join(name)).map_or(0, Iterator::count);
-    let parts = fs::read_dir(bench.data.path().join("run/pool")).unwrap();
+    // Class sim has no pool.
+    let parts = fs::read_dir(bench.data.path().join("run/pool")).into_iter().flatten();
     let parts = parts.map(|part| format!("run/pool/{}", part.unwrap().file_name().display()));
     Inventory {
         sandboxes,
