@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 LONGEST_FILE_LINES = 600
-UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b|todo!\(|unimplemented!\(")
+# Put together from halves, so that this file and other scans find no mark here.
+UNFINISHED_WORDS = ("TO" "DO", "FIX" "ME", "XX" "X")
+UNFINISHED_MACROS = ("to" "do", "unimple" "mented")
+UNFINISHED = re.compile(rf"\b({'|'.join(UNFINISHED_WORDS)})\b|\b({'|'.join(UNFINISHED_MACROS)})!\(")
 UNSAFE = re.compile(r"\bunsafe\s*(\{|fn|impl|extern)")
 # Absolute paths of somebody's machine have no place in a repository that others clone.
 MACHINE_PATH = re.compile(r"(^|[^.\w])/(home|Users|work)/[a-z]")
@@ -16,7 +19,7 @@ def main():
     names = subprocess.run(["git", "ls-files"], check=True, capture_output=True, text=True).stdout.split()
     problems = []
     for name in names:
-        if name.endswith(("Cargo.lock", ".png")) or name == "scripts/check-sources.py":
+        if name.endswith(("Cargo.lock", ".png")):
             continue
         try:
             with open(name, encoding="utf-8") as file:

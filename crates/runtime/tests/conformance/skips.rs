@@ -1,19 +1,22 @@
-//! Which class does not run which case, and why: declared here and nowhere else.
+//! Which class does not run which case, and why: declared here and nowhere else. Each reason begins
+//! with `declared: `: `scripts/summarize-tests.py` takes every other skip of a required class for a failure.
 
 use atoll_runtime::RuntimeClass;
 
-const SIM_HAS_NO_LIMITS: &str = "class sim models processes, not limits";
-const SIM_HAS_NO_FILES: &str = "class sim has no file systems, users or networks";
-const SIM_HAS_NO_SHIM: &str = "class sim has no shim, spawner or guest of its own";
+const SIM_HAS_NO_LIMITS: &str = "declared: class sim models processes, not limits";
+const SIM_HAS_NO_FILES: &str = "declared: class sim has no file systems, users or networks";
+const SIM_HAS_NO_SHIM: &str = "declared: class sim has no shim, spawner or guest of its own";
 
 /// Why a class does not run a case.
 pub(crate) fn skipped(class: RuntimeClass, case: &str) -> Option<&'static str> {
     match (class, case) {
         (RuntimeClass::Sim, case) => skipped_by_sim(case),
-        (RuntimeClass::Container, "sentry_killed") => Some("class container has no Sentry"),
-        (RuntimeClass::Gvisor, "guest_killed") => {
-            Some("the guest is no process of the host; its death is that of its container")
+        (RuntimeClass::Container, "sentry_killed") => {
+            Some("declared: class container has no Sentry")
         }
+        (RuntimeClass::Gvisor, "guest_killed") => Some(
+            "declared: the guest is no process of the host; its death is that of its container",
+        ),
         _ => None,
     }
 }
