@@ -27,7 +27,7 @@ for line in sys.stdin:
     [ -z "$filter" ] || echo "$filter" >"$suite/filters/$package-$target"
 }
 add_tests atoll-sys atoll_sys
-add_tests atoll-runtime conformance container
+add_tests atoll-runtime conformance container::
 add_tests atoll-shim container
 
 # What the engine's own tests run: a driver, a program that attacks, and a static busybox.
