@@ -29,7 +29,7 @@ mod uplink;
 mod watch;
 
 pub use error::NetworkError;
-pub use network::{Inventory, KnownSlot, Network, OpenOptions};
+pub use network::{Inventory, KnownSlot, Network, OpenOptions, probe};
 pub use policy::{Grant, Policy, Protocol, PublishedPort, Reach};
 pub use rules::MAX_CONNECTIONS;
 pub use slot::Slot;

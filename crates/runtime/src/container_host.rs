@@ -102,6 +102,14 @@ pub fn report(data_dir: &Path, disks_choice: DiskChoice) -> HostReport {
     HostReport { checks }
 }
 
+/// Whether sandboxes can have a network here (`atoll up --network`), found by trying its rules.
+///
+/// # Errors
+/// What is missing and what to do.
+pub fn egress() -> Result<(), String> {
+    atoll_network::probe().map_err(|error| with_causes(&error))
+}
+
 /// Whether layers below `data_dir` can be shown under a sandbox's own ids.
 ///
 /// # Errors

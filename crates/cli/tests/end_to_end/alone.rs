@@ -76,7 +76,7 @@ fn what_needs_the_network_is_refused_before_anything_is_done() {
 fn doctor_says_what_this_machine_has_without_a_server() {
     let instance = Instance::not_started();
     let text = instance.atoll(["doctor"]).text();
-    for expected in ["kernel", "control groups", "gVisor", "space", "no atoll runs"] {
+    for expected in ["kernel", "control groups", "gVisor", "egress", "space", "no atoll runs"] {
         assert!(text.contains(expected), "{expected} is missing in {text}");
     }
     let report: serde_json::Value =

@@ -98,6 +98,14 @@ fn an_address_that_the_host_gets_later_is_no_part_of_the_world() {
 }
 
 #[test]
+fn a_probe_finds_the_rules_loadable_and_leaves_nothing() {
+    let Some(lab) = Lab::new("attacks::a_probe_finds_the_rules_loadable") else { return };
+    let before = lab.host.sh("nft list tables; ip -o link");
+    lab.host.inside(atoll_network::probe).unwrap();
+    assert_eq!(lab.host.sh("nft list tables; ip -o link"), before);
+}
+
+#[test]
 fn two_instances_do_not_meet_and_end_apart() {
     let Some(lab) = Lab::new("attacks::two_instances_do_not_meet") else { return };
     let (slot, sandbox) = lab.sandbox(Reach::World);

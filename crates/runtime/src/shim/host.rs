@@ -108,7 +108,7 @@ impl ShimHost {
         let launches = Launches::default();
         let slots = match config.network {
             Some(network) => Slots::open(&layout, &instance, network.subnet),
-            None => Slots::none("this server was started without a network for sandboxes"),
+            None => Slots::not_offered(&layout, &instance),
         };
         let host =
             Self { layout, instance, programs, spawners, pools, ids, cgroups, launches, slots };

@@ -18,6 +18,8 @@ use crate::RuntimeError;
 
 use super::directory::{Found, Layout};
 
+/// Why sandboxes have loopback only.
+const NOT_OFFERED: &str = "the server was started without --network";
 /// SOURCE: RFC 1035, 4.2.
 const NAMES_PORT: u16 = 53;
 /// Slots that are kept ready (guess: most sandboxes of a burst have no network).
@@ -26,6 +28,8 @@ const READY: usize = 4;
 /// The instance's network, or why there is none.
 pub(super) struct Slots {
     shared: Result<Arc<Shared>, String>,
+    /// New sandboxes may have it.
+    offered: bool,
     keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -96,7 +100,16 @@ pub(super) struct Taken {
 impl Slots {
     /// No network, and why.
     pub(super) fn none(why: impl Into<String>) -> Self {
-        Self { shared: Err(why.into()), keeper: Mutex::new(None) }
+        Self { shared: Err(why.into()), offered: false, keeper: Mutex::new(None) }
+    }
+
+    /// For a server that offers no network: one that an earlier server left is taken over all the same, so that what still runs in it keeps
+    /// it, and so that it is taken down in the end.
+    pub(super) fn not_offered(layout: &Layout, instance: &str) -> Self {
+        if network_directory(&layout.data_dir).exists() {
+            return Self { offered: false, ..Self::open(layout, instance, None) };
+        }
+        Self::none(NOT_OFFERED)
     }
 
     /// Opens the network and finds the slots of sandboxes that an earlier server began. A host that cannot have one is no error.
@@ -125,13 +138,14 @@ impl Slots {
             .name("pool-slots".into())
             .spawn(move || keeping.keep())
             .map_err(|error| tracing::warn!(%error, "no network slots are prepared ahead"));
-        Self { shared: Ok(shared), keeper: Mutex::new(keeper.ok()) }
+        Self { shared: Ok(shared), offered: true, keeper: Mutex::new(keeper.ok()) }
     }
 
     /// The network, or why there is none.
     pub(super) fn network(&self) -> Result<&Network, String> {
         match &self.shared {
-            Ok(shared) => Ok(&shared.network),
+            Ok(shared) if self.offered => Ok(&shared.network),
+            Ok(_) => Err(NOT_OFFERED.to_owned()),
             Err(why) => Err(why.clone()),
         }
     }

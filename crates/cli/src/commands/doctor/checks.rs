@@ -32,6 +32,7 @@ pub(super) fn all(data_dir: &Path) -> Vec<Check> {
             "Run as root, or choose another --data-dir.",
         )),
     }
+    checks.push(egress());
     checks.push(unpack_helper());
     checks.push(space(data_dir));
     checks
@@ -86,6 +87,15 @@ fn gvisor(probe: &Path) -> Check {
             "class gvisor cannot be had",
             error.to_string(),
         ),
+    }
+}
+
+fn egress() -> Check {
+    match container_host::egress() {
+        Ok(()) => Check::good("egress", "nftables, for a server with --network"),
+        Err(why) => {
+            Check::bad("egress", Verdict::Limited, "not there", "sandboxes have loopback only", why)
+        }
     }
 }
 
