@@ -9,3 +9,4 @@ mod lab;
 mod ports;
 mod reach;
 mod recovery;
+mod spoofing;

@@ -11,7 +11,7 @@ const PORT: PublishedPort =
     PublishedPort { protocol: Protocol::Tcp, host_port: 20_000, slot_port: 80 };
 
 /// Waits for something that nobody announces.
-fn comes_true(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn comes_true(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
