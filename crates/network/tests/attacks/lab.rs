@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use atoll_network::{KnownSlot, Network, OpenOptions, Policy, Reach, Slot};
 use atoll_sys::clone;
@@ -19,7 +19,7 @@ pub(crate) const WORLD6: &str = "2600::4";
 pub(crate) const HOST4: &str = "8.8.4.1";
 pub(crate) const HOST6: &str = "2600::1";
 /// How long an answer is waited for. Refusals come at once; only what is dropped silently takes so long.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(700);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A network namespace.
 pub(crate) struct Space(OwnedFd);
@@ -279,4 +279,13 @@ impl Drop for Lab {
 
 pub(crate) fn policy(reach: Reach) -> Policy {
     Policy { reach, grants: Vec::new() }
+}
+
+/// Waits for something that nobody announces.
+pub(crate) fn comes_true(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

@@ -1,23 +1,12 @@
 //! After a crash, and after others had their hands in the host's rules.
 
-use std::io::{Read, Write};
-use std::time::{Duration, Instant};
-
 use atoll_network::{KnownSlot, Protocol, PublishedPort, Reach};
+use std::io::{Read, Write};
 
-use crate::lab::{Echo, HOST4, Lab, WORLD4, policy};
+use crate::lab::{Echo, HOST4, Lab, WORLD4, comes_true, policy};
 
 const PORT: PublishedPort =
     PublishedPort { protocol: Protocol::Tcp, host_port: 20_000, slot_port: 80 };
-
-/// Waits for something that nobody announces.
-pub(crate) fn comes_true(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
 
 #[test]
 fn a_killed_server_leaves_connections_of_the_living_and_nothing_of_the_dead() {

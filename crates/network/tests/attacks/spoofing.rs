@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use atoll_network::{MAX_CONNECTIONS, Network, Reach};
 
-use crate::lab::{Echo, HOST4, HOST6, Lab, Space, WORLD4, WORLD6};
-use crate::recovery::comes_true;
+use crate::lab::{Echo, HOST4, HOST6, Lab, Space, WORLD4, WORLD6, comes_true};
 
 /// Ports of the world that nobody answers on, one a family: a child that another test forks may hold the first for a moment longer.
 const QUIET: [u16; 2] = [4004, 4006];
