@@ -6,12 +6,16 @@
     reason = "helpers of tests are tests, and what is skipped is shown"
 )]
 
+#[path = "container/from_outside.rs"]
+mod from_outside;
 #[path = "container/hardening.rs"]
 mod hardening;
 #[path = "container/harness.rs"]
 mod harness;
 #[path = "container/hostile_images.rs"]
 mod hostile_images;
+#[path = "container/kernel.rs"]
+mod kernel;
 #[path = "container/life.rs"]
 mod life;
 #[path = "container/limits.rs"]

@@ -10,6 +10,9 @@
 //   probe watch N     opens up to N inotify instances; prints how many it got and the errno that stopped it, and stays
 //   probe crash       dumps core if it may; first tries to bring dumps back, and prints the limit
 //   probe priority    prints NAME=ERRNO for each way to more than one's share of the host's CPUs and memory
+//   probe sockets     prints every kind of socket that can be opened: FAMILY, or netlink/PROTOCOL
+//   probe mark PATH   prints NAME=ERRNO of giving a file attributes that the kernel or overlayfs obeys
+//   probe steal PATH  looks into every process that appears until PATH exists; prints what it got hold of that is not the container's
 //   probe ipc KEY     prints NAME=ERRNO of finding what `probe ipc-make KEY` has made in the same IPC namespace, which stays
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -43,6 +46,7 @@
 #include <sys/time.h>
 #include <time.h>
 #include <sys/un.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 static void tell(const char *name, long answer) {
@@ -228,6 +232,96 @@ static void spin(long millis) {
         count++;
 }
 
+static void sockets(void) {
+    for (int family = 0; family < 64; family++)
+        for (int kind = SOCK_STREAM; kind <= SOCK_SEQPACKET && family != AF_NETLINK; kind++)
+            if (socket(family, kind, 0) >= 0) {
+                printf("%d\n", family);
+                break;
+            }
+    for (int protocol = 0; protocol < 64; protocol++)
+        if (socket(AF_NETLINK, SOCK_RAW, protocol) >= 0)
+            printf("netlink/%d\n", protocol);
+}
+
+static void mark(const char *path) {
+    // SOURCE: struct vfs_cap_data and vfs_ns_cap_data in include/uapi/linux/capability.h; all rights, effective.
+    uint32_t second[5] = {0x02000001, ~0u, 0, ~0u, 0}, third[6] = {0x03000001, ~0u, 0, ~0u, 0, 0};
+    TRY("capability", setxattr(path, "security.capability", second, sizeof second, 0));
+    TRY("capability_3", setxattr(path, "security.capability", third, sizeof third, 0));
+    TRY("ima", setxattr(path, "security.ima", "x", 1, 0));
+    TRY("redirect", setxattr(path, "trusted.overlay.redirect", "/etc", 4, 0));
+    TRY("opaque", setxattr(path, "trusted.overlay.opaque", "y", 1, 0));
+    TRY("metacopy", setxattr(path, "trusted.overlay.metacopy", "", 0, 0));
+    TRY("origin", setxattr(path, "trusted.overlay.origin", "", 0, 0));
+}
+
+static int kept[256], keeps, ours[3][2];
+
+static int is_ours(struct stat *found) {
+    for (int one = 0; one < 3; one++)
+        if (ours[one][0] == (int)found->st_ino && ours[one][1] == (int)found->st_dev)
+            return 1;
+    return 0;
+}
+
+// What `name` of a process leads to, unless it is the container's root or one of the image's programs.
+static void look(int pid, const char *name) {
+    char path[64], link[256];
+    struct stat found;
+    snprintf(path, sizeof path, "/proc/%d/%s", pid, name);
+    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    if (fstat(fd, &found) < 0 || is_ours(&found)) {
+        close(fd);
+        return;
+    }
+    ssize_t length = readlink(path, link, sizeof link - 1);
+    printf("stole %s: %.*s\n", name, (int)(length < 0 ? 0 : length), link);
+    if (keeps < 256)
+        kept[keeps++] = fd;
+}
+
+static void steal(const char *end) {
+    const char *known[] = {"/", "/bin/busybox", "/bin/probe"};
+    struct stat found;
+    int last = 0, seen = 0;
+    for (int one = 0; one < 3; one++)
+        if (!stat(known[one], &found))
+            ours[one][0] = found.st_ino, ours[one][1] = found.st_dev;
+    printf("watching\n");
+    fflush(stdout);
+    while (stat(end, &found) < 0) {
+        DIR *directory = opendir("/proc");
+        struct dirent *entry;
+        while (directory && (entry = readdir(directory))) {
+            int pid = atoi(entry->d_name);
+            char name[32];
+            if (pid <= 0 || pid == getpid())
+                continue;
+            if (pid > last)
+                last = pid, seen++;
+            look(pid, "exe");
+            look(pid, "cwd");
+            look(pid, "root");
+            for (int fd = 3; fd < 40; fd++)
+                snprintf(name, sizeof name, "fd/%d", fd), look(pid, name);
+        }
+        if (directory)
+            closedir(directory);
+    }
+    // What ran when it was opened cannot be written; by now it has ended.
+    for (int one = 0; one < keeps; one++) {
+        char path[64], link[256];
+        snprintf(path, sizeof path, "/proc/self/fd/%d", kept[one]);
+        ssize_t length = readlink(path, link, sizeof link);
+        if (open(path, O_WRONLY) >= 0)
+            printf("can write %.*s\n", (int)(length < 0 ? 0 : length), link);
+    }
+    printf("seen %d\n", seen);
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     long number = argc > 2 ? atol(argv[2]) : 0;
@@ -249,6 +343,12 @@ int main(int argc, char **argv) {
         watch(number);
     else if (!strcmp(what, "crash"))
         crash();
+    else if (!strcmp(what, "sockets"))
+        sockets();
+    else if (!strcmp(what, "mark"))
+        mark(argc > 2 ? argv[2] : "/");
+    else if (!strcmp(what, "steal"))
+        steal(argc > 2 ? argv[2] : "/end");
     else if (!strcmp(what, "priority"))
         priority();
     else if (!strncmp(what, "ipc", 3))
