@@ -405,3 +405,6 @@ pub(super) fn pump(
     });
     receiver
 }
+
+#[cfg(test)]
+mod tests;
