@@ -21,6 +21,8 @@ mod lifecycle;
 mod network;
 mod objects;
 mod page_cache;
+mod progress;
+mod reports;
 mod running;
 mod running_ends;
 mod terminal;
