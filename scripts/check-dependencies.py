@@ -13,14 +13,15 @@ ALLOWED = {
     "atoll-wire": set(),
     "atoll-image": {"atoll-model"},
     "atoll-network": {"atoll-sys"},
-    "atoll-keeper": set(),
+    "atoll-keeper": {"atoll-sys", "atoll-wire"},
     "atoll-guest": {"atoll-wire", "atoll-sys"},
     "atoll-shim": {"atoll-model", "atoll-wire", "atoll-sys"},
     "atoll-programs": set(),
     "atoll-runtime": {"atoll-model", "atoll-wire", "atoll-sys", "atoll-network", "atoll-keeper"},
     "atoll-server": {"atoll-model", "atoll-wire", "atoll-sys", "atoll-runtime"},
     "atoll": {
-        "atoll-model", "atoll-wire", "atoll-sys", "atoll-image", "atoll-programs", "atoll-runtime", "atoll-server",
+        "atoll-model", "atoll-wire", "atoll-sys", "atoll-image", "atoll-keeper", "atoll-programs", "atoll-runtime",
+        "atoll-server",
     },
     "atoll-fuzz": {"atoll-model", "atoll-wire", "atoll-image", "atoll-keeper"},
 }

@@ -14,6 +14,7 @@ mod terminal;
 
 use std::process::ExitCode;
 
+use atoll_keeper::PROGRAM_ARGUMENT;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches};
 
@@ -47,6 +48,10 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == UNPACK_ARGUMENT) {
         // The helper reads its own argument, and must stay without threads.
         return atoll_image::unpack_helper_main();
+    }
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == PROGRAM_ARGUMENT) {
+        // So must the keeper, until it has taken over what it was started with.
+        return atoll_keeper::program_main();
     }
     let outcome = commands::execute(command_line());
     terminal::restore();

@@ -7,6 +7,7 @@ pub mod boost;
 pub mod causes;
 pub mod ids;
 pub mod image_reference;
+pub mod ports;
 pub mod probe;
 pub mod recovery;
 pub mod spec;

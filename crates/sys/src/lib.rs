@@ -16,7 +16,8 @@
 //!
 //! What a sandbox consists of: [`cgroup`], [`capabilities`], [`seccomp`], [`mount`], a disk ([`disk_image`] on a [`loop_device`],
 //! [`project_quota`] or [`btrfs`]),
-//! [`network_namespace`], [`shared_namespaces`] (users, IPC, hostname), [`id_map`] (which ids it has).
+//! [`network_namespace`], [`shared_namespaces`] (users, IPC, hostname), [`id_map`] (which ids it has). Of the host: [`interface_binding`]
+//! (ports that are held and not served).
 #![allow(
     unsafe_code,
     reason = "the crate exists to hold the workspace's unsafe code; each block says why it is sound"
@@ -33,6 +34,7 @@ mod errno;
 pub mod forking;
 pub mod helper_program;
 pub mod id_map;
+pub mod interface_binding;
 pub mod loop_device;
 pub mod mount;
 pub mod network_namespace;
