@@ -33,6 +33,8 @@ pub(crate) struct Observation {
     pub(crate) host_failure: Option<String>,
     /// Bit n: a client sent signal n + 1.
     pub(crate) signals_sent: u64,
+    /// What the guest said last about itself.
+    pub(crate) last_words: String,
 }
 
 /// Decides.
@@ -116,7 +118,11 @@ fn first_process_gone(observation: &Observation) -> (ExitReason, String) {
     } else if evidence.sentry_died {
         (ExitReason::SentryDied, format!("the isolating process {}", how(evidence.init_exit)))
     } else {
-        (ExitReason::GuestDied, format!("its first process {}", how(evidence.init_exit)))
+        let mut message = format!("its first process {}", how(evidence.init_exit));
+        if !observation.last_words.is_empty() {
+            message = format!("{message}; it said: {}", observation.last_words);
+        }
+        (ExitReason::GuestDied, message)
     }
 }
 
@@ -195,8 +201,9 @@ mod tests {
         ];
         for (seen, evidence, stop_asked, signals_sent, reason, code, signal) in rows {
             let host_failure = None;
+            let last_words = "it panicked".to_owned();
             let observation =
-                Observation { seen, evidence, stop_asked, host_failure, signals_sent };
+                Observation { seen, evidence, stop_asked, host_failure, signals_sent, last_words };
             let decided = decide("main", &observation, 7);
             assert_eq!(
                 (decided.reason, decided.code, decided.signal),
@@ -205,6 +212,8 @@ mod tests {
             );
             let known = observation.seen != Seen::Nobody;
             assert_eq!(decided.finished_at_unix_micros, known.then_some(7), "{observation:?}");
+            let says = decided.message.ends_with("; it said: it panicked");
+            assert_eq!(says, reason == R::GuestDied, "{decided:?}");
         }
     }
 }

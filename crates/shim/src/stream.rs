@@ -4,6 +4,7 @@
 //! willing to keep for that taker.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use atoll_wire::guest::{GuestMessage, INITIAL_STDIN_WINDOW_BYTES, INITIAL_WINDOW_BYTES};
 
@@ -13,6 +14,9 @@ pub(crate) type ConversationId = u64;
 const WINDOW: u64 = INITIAL_WINDOW_BYTES as u64;
 /// Credit is sent in no smaller parts, unless the guest is about to stop.
 const CREDIT_STEP: u64 = WINDOW / 4;
+
+/// How long a process waits for a client that only looks on and takes nothing. Its log has all that it missed.
+pub(crate) const TAKEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a stream is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +37,10 @@ pub(crate) struct Taker {
     pub(crate) conversation: ConversationId,
     /// Up to where in the stream (both outputs counted together) it has said that it takes.
     limit: u64,
+    /// The stream was made for it: it may let the process wait, as a pipe may.
+    patient: bool,
+    /// Since when the process waits for it.
+    stuck_since: Option<Duration>,
 }
 
 /// Output that waits for the first taker of the main process.
@@ -75,7 +83,34 @@ impl Stream {
     /// A client takes output from now on, or from the beginning of what is held.
     pub(crate) fn add_taker(&mut self, conversation: ConversationId, from_start: bool) {
         let base = if from_start { 0 } else { self.received };
-        self.takers.push(Taker { conversation, limit: base.saturating_add(WINDOW) });
+        let limit = base.saturating_add(WINDOW);
+        self.takers.push(Taker { conversation, limit, patient: from_start, stuck_since: None });
+    }
+
+    /// Takers for which the process has waited too long are left out from now on, and given; and when to look again.
+    pub(crate) fn drop_stuck(
+        &mut self,
+        now: Duration,
+        waiting: impl Fn(ConversationId) -> usize,
+    ) -> (Vec<ConversationId>, Option<Duration>) {
+        let received = self.received;
+        let mut next: Option<Duration> = None;
+        let mut dropped = Vec::new();
+        self.takers.retain_mut(|taker| {
+            let stuck = taker.limit <= received || waiting(taker.conversation) as u64 >= WINDOW;
+            if taker.patient || !stuck {
+                taker.stuck_since = None;
+                return true;
+            }
+            let until = *taker.stuck_since.get_or_insert(now) + TAKEN_WITHIN;
+            if until <= now {
+                dropped.push(taker.conversation);
+                return false;
+            }
+            next = Some(next.map_or(until, |other| other.min(until)));
+            true
+        });
+        (dropped, next)
     }
 
     /// Whether that client was one.
@@ -177,6 +212,27 @@ mod tests {
         );
         assert!(stream.remove_taker(1) && !stream.remove_taker(1));
         assert!(!stream.receive(WINDOW as usize + 1), "more than was allowed");
+    }
+
+    #[test]
+    fn who_only_looks_on_lets_nobody_wait_for_ever() {
+        let at = Duration::from_secs;
+        let mut stream = Stream::new(Purpose::Main);
+        stream.add_taker(1, true);
+        stream.add_taker(2, false);
+        stream.add_taker(3, false);
+        assert_eq!(stream.drop_stuck(at(1), |_| 0), (vec![], None), "nothing is to be taken");
+        assert!(stream.receive(WINDOW as usize));
+        assert_eq!(stream.drop_stuck(at(2), |_| 0), (vec![], Some(at(12))));
+        stream.client_credit(3, 1);
+        assert_eq!(stream.drop_stuck(at(5), |_| 0), (vec![], Some(at(12))));
+        assert_eq!(
+            stream.drop_stuck(at(6), |id| if id == 3 { WINDOW as usize } else { 0 }),
+            (vec![], Some(at(12))),
+        );
+        assert_eq!(stream.drop_stuck(at(12), |_| 0), (vec![2], None), "3 takes, 1 may wait");
+        assert_eq!(stream.credit_due(|_| 0), 0, "the one it was made for");
+        assert!(stream.remove_taker(1) && stream.remove_taker(3) && !stream.remove_taker(2));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! | `shim.sock` | shim | where the server connects; one connection a conversation |
 //! | `shim.json` | shim | [`crate::record::ShimRecord`]: whose processes these are |
 //! | `end.json` | shim | [`crate::record::EndRecord`]: how it ended, synced before anything is reaped |
-//! | `container.<name>/guest.in`, `guest.out` | shim | the guest's channel, two FIFOs |
+//! | `container.<name>/guest.in`, `guest.out`, `guest.err` | shim | the guest's channel, two FIFOs, and one for its diagnostics |
 //! | `container.<name>/stdout`, `stderr` | shim | with `init: image`: the command's output, two FIFOs |
 //! | `container.<name>/disk.ext4` | server | the writable layer's disk: an image |
 //! | `container.<name>/disk` | server | the same, of the other kinds of [`DiskBackend`] |

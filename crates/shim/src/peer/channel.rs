@@ -12,6 +12,7 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 
 use super::Part;
+use super::diagnostics::Diagnostics;
 use crate::directory::{DirectoryError, FifoEnd, make_fifo, open_fifo};
 use crate::engine::StandardStreams;
 use crate::out_buffer::OutBuffer;
@@ -19,18 +20,24 @@ use crate::out_buffer::OutBuffer;
 /// Bytes for a guest that may wait before its clients are not read any more.
 const MAX_WAITING_BYTES: usize = 256 * 1024;
 
+/// Reads of diagnostics at an end: each takes a whole FIFO's worth.
+const MOST_READS: usize = 4;
+
 /// The files' names in a container's directory.
 const REQUESTS: &str = "guest.in";
 const ANSWERS: &str = "guest.out";
+const DIAGNOSTICS: &str = "guest.err";
 
 const ANSWERS_PART: Part = 0;
 const REQUESTS_PART: Part = 1;
+const DIAGNOSTICS_PART: Part = 2;
 
 /// The host's end.
 #[derive(Debug)]
 pub(crate) struct Channel {
     requests: OwnedFd,
     answers: OwnedFd,
+    diagnostics: Diagnostics,
     out: OutBuffer,
     decoder: Decoder,
     epoch: u64,
@@ -40,12 +47,15 @@ pub(crate) struct Channel {
 impl Channel {
     /// Makes the FIFOs where there are none, opens them and says Hello.
     pub(super) fn open(directory: &Path, taking_over: bool) -> Result<Self, DirectoryError> {
-        let [requests, answers] = [REQUESTS, ANSWERS].map(|name| directory.join(name));
+        let [requests, answers, diagnostics] =
+            [REQUESTS, ANSWERS, DIAGNOSTICS].map(|name| directory.join(name));
         make_fifo(&requests)?;
         make_fifo(&answers)?;
+        make_fifo(&diagnostics)?;
         let mut channel = Self {
             requests: open_fifo(&requests, FifoEnd::Ours)?,
             answers: open_fifo(&answers, FifoEnd::Ours)?,
+            diagnostics: Diagnostics::new(open_fifo(&diagnostics, FifoEnd::Ours)?),
             out: OutBuffer::default(),
             decoder: Decoder::new(),
             epoch: unguessable()?,
@@ -65,7 +75,7 @@ impl Channel {
         Ok(StandardStreams {
             input: open_fifo(&directory.join(REQUESTS), FifoEnd::Theirs)?,
             output: open_fifo(&directory.join(ANSWERS), FifoEnd::Theirs)?,
-            diagnostics: open_null()?,
+            diagnostics: open_fifo(&directory.join(DIAGNOSTICS), FifoEnd::Theirs)?,
         })
     }
 
@@ -92,7 +102,10 @@ impl Channel {
     }
 
     pub(super) fn sources(&self) -> Vec<(Part, BorrowedFd<'_>, PollFlags)> {
-        let mut sources = vec![(ANSWERS_PART, self.answers.as_fd(), PollFlags::IN)];
+        let mut sources = vec![
+            (ANSWERS_PART, self.answers.as_fd(), PollFlags::IN),
+            (DIAGNOSTICS_PART, self.diagnostics.source().as_fd(), PollFlags::IN),
+        ];
         if !self.out.is_empty() {
             sources.push((REQUESTS_PART, self.requests.as_fd(), PollFlags::OUT));
         }
@@ -100,11 +113,26 @@ impl Channel {
     }
 
     pub(super) fn ready(&mut self, part: Part, scratch: &mut [u8]) {
-        if part == REQUESTS_PART {
-            self.flush();
-        } else {
-            self.read(scratch);
+        match part {
+            REQUESTS_PART => self.flush(),
+            DIAGNOSTICS_PART => {
+                self.diagnostics.read(scratch);
+            }
+            _ => {
+                self.read(scratch);
+            }
         }
+    }
+
+    /// What the guest said last about itself, as one bounded line.
+    pub(super) fn last_words(&mut self, scratch: &mut [u8]) -> String {
+        // A FIFO holds so much; a guest that still lives could go on for ever.
+        for _ in 0..MOST_READS {
+            if !self.diagnostics.read(scratch) {
+                break;
+            }
+        }
+        self.diagnostics.text()
     }
 
     /// Whether the guest has answered this shim.

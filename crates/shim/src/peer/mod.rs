@@ -3,6 +3,7 @@
 //! Both speak the guest's protocol, so that the rest of the shim knows no difference.
 
 mod channel;
+mod diagnostics;
 mod outside;
 
 use std::os::fd::BorrowedFd;
@@ -103,6 +104,14 @@ impl Peer {
         match self {
             Self::Guest(channel) => channel.read(scratch),
             Self::Outside(_) => false,
+        }
+    }
+
+    /// What a guest said last about itself, as one bounded line; believed in nothing.
+    pub(crate) fn last_words(&mut self, scratch: &mut [u8]) -> String {
+        match self {
+            Self::Guest(channel) => channel.last_words(scratch),
+            Self::Outside(_) => String::new(),
         }
     }
 

@@ -213,6 +213,7 @@ impl Shim {
             retry_at: None,
             tell_state_at: None,
             state_told: false,
+            stuck_at: None,
             accept_at: None,
             launch_failure: None,
             end_boost_failures: 0,

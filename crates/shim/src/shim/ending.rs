@@ -58,6 +58,7 @@ impl Shim {
             stop_asked: self.stop_asked,
             host_failure: self.host_failure.clone(),
             signals_sent: container.signals_sent,
+            last_words: container.peer.last_words(&mut self.scratch),
         };
         container.exit = Some(decide(&container.plan.name, &observation, clock::unix_micros()));
         self.settle();

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use atoll_wire::guest::HostMessage;
+use atoll_wire::guest::{GuestMessage, HostMessage};
 use atoll_wire::shim::{Launch, ShimEvent, SpawnRequest};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -26,7 +26,7 @@ use crate::directory::Directory;
 use crate::engine::{Engine, EngineError};
 use crate::peer::Part;
 use crate::spawner::{Given, MakeEngine};
-use crate::stream::ConversationId;
+use crate::stream::{ConversationId, TAKEN_WITHIN};
 use atoll_sys::clock;
 use container::Container;
 
@@ -81,6 +81,8 @@ struct Shim {
     tell_state_at: Option<Duration>,
     /// They have heard it.
     state_told: bool,
+    /// When a client that takes nothing is left behind.
+    stuck_at: Option<Duration>,
     /// When connections are accepted again that nobody could take for want of descriptors.
     accept_at: Option<Duration>,
     /// Why it could not be begun.
@@ -202,6 +204,7 @@ impl Shim {
             self.tell_dropped_at,
             self.retry_at,
             self.tell_state_at,
+            self.stuck_at,
             self.accept_at,
         ]
         .into_iter()
@@ -287,8 +290,35 @@ impl Shim {
         }
     }
 
+    /// Who looks on at a main process and takes nothing is told where the rest is, and holds nobody up any more.
+    fn leave_behind(&mut self) {
+        let now = clock::monotonic();
+        let conversations = &self.conversations;
+        let waiting = |id| conversations.get(&id).map_or(0, Conversation::waiting_bytes);
+        let mut stuck = Vec::new();
+        self.stuck_at = None;
+        for container in self.containers.iter_mut().filter(|one| one.exit.is_none()) {
+            let Some(main) = container.streams.get_mut(&container::MAIN) else { continue };
+            let (dropped, next) = main.drop_stuck(now, waiting);
+            stuck.extend(dropped);
+            self.stuck_at = self.stuck_at.into_iter().chain(next).min();
+        }
+        let why = format!(
+            "nothing of the output was taken for {} s: the command goes on without this client, its log has the rest",
+            TAKEN_WITHIN.as_secs()
+        );
+        for id in stuck {
+            let Ok(frame) = GuestMessage::Refused(why.clone()).into_frame(0) else { continue };
+            if let Some(one) = self.conversations.get_mut(&id) {
+                one.send(&frame);
+                one.finished = true;
+            }
+        }
+    }
+
     /// Gives guests the credit that has become due, and lets input go on that had no room.
     fn move_streams(&mut self) {
+        self.leave_behind();
         let conversations = &self.conversations;
         let waiting = |id| conversations.get(&id).map_or(0, Conversation::waiting_bytes);
         for container in &mut self.containers {

@@ -181,3 +181,24 @@ fn a_flood_for_a_client_that_does_not_read_costs_that_client_only() {
     let pages: u64 = status.split(' ').nth(1).unwrap().parse().unwrap();
     assert!(pages < 4096, "{pages} pages");
 }
+
+#[test]
+fn what_a_guest_says_about_itself_is_in_the_reason_of_its_end() {
+    let spawner = Spawner::start();
+    let sandbox = Sandbox::with(vec![container("main", "true")], |launch| {
+        let guest = launch.placement.directory.parent().unwrap().join("rogue");
+        let script = "#!/bin/sh\nprintf 'panicked:\\033[31m\\n\\tat the disco' >&2\nexit 125\n";
+        std::fs::write(&guest, script).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&guest, mode).unwrap();
+        launch.placement.guest_binary = guest;
+    });
+    spawner.request(&sandbox.directory, false).until_ended();
+    let exit = sandbox.end().unwrap().containers.remove(0);
+    assert_eq!(exit.reason, ExitReason::GuestDied);
+    assert!(
+        exit.message.ends_with("code 125; it said: panicked: [31m at the disco"),
+        "{}",
+        exit.message
+    );
+}

@@ -84,6 +84,39 @@ fn who_attaches_from_the_start_misses_nothing_and_sets_the_pace() {
 }
 
 #[test]
+fn who_looks_on_and_takes_nothing_is_left_behind_and_the_log_has_all() {
+    let spawner = Spawner::start();
+    let lines = 200_000;
+    let mut plan = container("main", &format!("read _; seq 1 {lines}; read _; exit 5"));
+    plan.log_bytes = 1 << 30;
+    let sandbox = Sandbox::new(vec![plan]);
+    let mut client = spawner.request(&sandbox.directory, false);
+    client.until_started();
+    let mut stuck = attach(&sandbox, false);
+    let reader = attach(&sandbox, false);
+    let mut typist = Client::clone_of(&reader);
+    typist.send(HostMessage::Stdin(b"\n".to_vec()));
+    let last = format!("\n{lines}\n");
+    let healthy = std::thread::spawn(move || {
+        let mut reader = reader;
+        reader.finish()
+    });
+    wait_until("the command goes on", || sandbox.log_text("main").ends_with(&last));
+    typist.send(HostMessage::Stdin(b"\n".to_vec()));
+    client.until_ended();
+    let whole: String = (1..=lines).map(|number| format!("{number}\n")).collect();
+    assert_eq!(sandbox.log_text("main"), whole);
+    let finished = healthy.join().unwrap();
+    assert_eq!((finished.text(), finished.code()), (whole, Some(5)), "another client has all");
+    let finished = stuck.finish();
+    let Some(GuestMessage::Refused(why)) = finished.others.last() else {
+        panic!("it is not told why")
+    };
+    assert!(why.contains("log"), "{why}");
+    assert!(finished.exited.is_none() && finished.stdout.len() >= 200_000, "as much as it could");
+}
+
+#[test]
 fn a_command_that_ended_before_its_client_came_is_still_read_to_its_end() {
     let spawner = Spawner::start();
     let mut plan = container("main", "echo quick; exit 6");
