@@ -279,6 +279,10 @@ fn container(
         problems
             .add(at("init"), format!("class {} has no 'image'; leave it out", class.class.name()));
     }
+    if init == Init::Image && wanted.tty {
+        let message = "a terminal is made by atoll's own first process, which init 'image' leaves out: use one of the two";
+        problems.add(at("tty"), message);
+    }
     let command = command(problems, &path, wanted);
     let env = env(problems, &at("env"), &wanted.env);
     let work_dir = wanted.work_dir.as_deref().filter(|text| !text.is_empty());

@@ -33,6 +33,11 @@ pub(crate) fn kill(instance: &Instance, pid: Pid) {
 const COUNTS: &str =
     "n=0; while :; do n=$((n+1)); echo line $n; sleep 0.05; [ -e /tmp/go ] && exit 6; done";
 
+/// Lets [`COUNTS`] end; the exec may be ended with it before it has told its own end.
+fn let_end(instance: &Instance, name: &str) {
+    instance.atoll(["exec", name, "--", "touch", "/tmp/go"]);
+}
+
 #[test]
 fn a_sandbox_outlives_its_server_and_is_the_same_process_afterwards() {
     in_each_class("server_restart", |instance, class| {
@@ -50,9 +55,14 @@ fn a_sandbox_outlives_its_server_and_is_the_same_process_afterwards() {
             before["status"]["containers"][0]["started_at"],
             after["status"]["containers"][0]["started_at"]
         );
+        assert_eq!(before["spec"], after["spec"], "limits and all that was asked for");
+        for declared in ["class", "limits_scope"] {
+            assert!(before["status"][declared].is_string(), "{before}");
+            assert_eq!(before["status"][declared], after["status"][declared], "{declared}");
+        }
         assert_eq!(shim, shim_pid(instance, &name), "the same shim");
         assert_eq!(instance.atoll(["exec", &name, "--", "cat", "/tmp/mark"]).succeeded(), "mark\n");
-        instance.atoll(["exec", &name, "--", "touch", "/tmp/go"]).succeeded();
+        let_end(instance, &name);
         instance
             .atoll(["wait", &format!("sandbox/{name}"), "--for", "failed", "--timeout", "30s"])
             .succeeded();
@@ -111,12 +121,49 @@ fn a_sandbox_outlives_its_shim_and_is_taken_over() {
         let after = instance.sandbox(&name).expect("it is there");
         assert_eq!(after["status"]["phase"], "Running", "{after}");
         assert_ne!(shim, shim_pid(instance, &name));
-        instance.atoll(["exec", &name, "--", "touch", "/tmp/go"]).succeeded();
+        let_end(instance, &name);
         instance
             .atoll(["wait", &format!("sandbox/{name}"), "--for", "failed", "--timeout", "30s"])
             .succeeded();
         let after = instance.sandbox(&name).expect("its record stays");
         assert_eq!(after["status"]["containers"][0]["exit_code"], 6, "{after}");
+        instance.atoll(["delete", &format!("sandbox/{name}")]).succeeded();
+    });
+}
+
+/// The first process of the sandbox's container (in gVisor: the Sentry).
+fn first_process(instance: &Instance, name: &str) -> Pid {
+    let uid = instance.sandbox(name).expect("it is there")["uid"].as_str().unwrap().to_owned();
+    let path = instance.data_dir().join("sandboxes").join(uid).join("shim.json");
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let pid = record["containers"][0]["init"]["pid"].as_i64().unwrap();
+    Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+}
+
+#[test]
+fn a_guest_that_is_silent_leaves_the_state_unknown_until_it_answers() {
+    in_each_class("silent_guest", |instance, class| {
+        let name = format!("silent-{class}");
+        create(instance, class, &name, COUNTS);
+        let guest = first_process(instance, &name);
+        kill_process(guest, Signal::STOP).expect("it is alive");
+        kill(instance, shim_pid(instance, &name));
+        let phase = || instance.sandbox(&name).expect("it is there")["status"]["phase"].clone();
+        // Said by the owner once the shim that took over has waited for the guest; before that because there is no shim.
+        wait_until("the guest is known to be silent", || {
+            let status = instance.sandbox(&name).expect("it is there")["status"].clone();
+            assert!(status["phase"] == "Unknown" || status["phase"] == "Running", "{status}");
+            status["phase"] == "Unknown" && status.to_string().contains("does not answer")
+        });
+        let exec = instance.atoll(["exec", &name, "--", "true"]);
+        assert_ne!(exec.code, Some(0), "nothing can be started in it");
+        kill_process(guest, Signal::CONT).expect("it is alive");
+        wait_until("it is seen again", || phase() == "Running");
+        assert_eq!(guest, first_process(instance, &name), "the same process");
+        let_end(instance, &name);
+        instance
+            .atoll(["wait", &format!("sandbox/{name}"), "--for", "failed", "--timeout", "30s"])
+            .succeeded();
         instance.atoll(["delete", &format!("sandbox/{name}")]).succeeded();
     });
 }
@@ -132,7 +179,7 @@ fn with_server_and_shim_killed_an_exit_is_the_guests_record_or_unknown() {
             "while [ ! -e /tmp/go ]; do sleep 0.05; done; sleep 1; exit 17",
         );
         let shim = shim_pid(instance, &name);
-        instance.atoll(["exec", &name, "--", "touch", "/tmp/go"]).succeeded();
+        let_end(instance, &name);
         instance.kill_server();
         kill(instance, shim);
         std::thread::sleep(std::time::Duration::from_millis(1500));

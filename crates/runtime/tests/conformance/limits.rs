@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use atoll_runtime::RuntimeClass;
+use atoll_wire::guest::SignalRequest;
 use atoll_wire::log::{LogRecord, LogStream};
 use atoll_wire::record::ExitReason;
 use atoll_wire::shim::ShimEvent;
@@ -87,6 +88,64 @@ pub(crate) async fn disk_limit(bench: &mut Bench) {
     assert!(full.errors().contains("No space left"), "{}", full.errors());
     let after = running.script("rm /big /tmp/more && echo room > /again && cat /again").await;
     assert_eq!(after.text(), "room\n", "a full disk harms nobody: {}", after.errors());
+}
+
+/// Files of no size fill a disk too.
+pub(crate) async fn inode_limit(bench: &mut Bench) {
+    let mut plan = bench.plan("sleep 1000");
+    plan.containers[0].disk_bytes = 16 * MIB;
+    let mut running = bench.launch(plan).await;
+    running.started("main").await;
+    let fill = "mkdir /d; i=0; while : > /d/$i; do i=$((i+1)); done; echo never";
+    let full = running.script(fill).await;
+    assert_ne!(full.text(), "never\n");
+    assert!(full.errors().contains("No space left"), "{}", full.errors());
+    let tmp = running.script("mkdir /tmp/one").await;
+    assert!(tmp.errors().contains("No space left"), "/tmp is the same disk: {}", tmp.errors());
+    let after = running.script("rm -r /d && echo room > /again && cat /again").await;
+    assert_eq!(after.text(), "room\n", "it is whole again: {}", after.errors());
+    let mut other = bench.launch(bench.plan("echo x > /x && cat /x")).await;
+    assert_eq!(other.exit("main").await.reason, ExitReason::Completed, "nobody else is concerned");
+}
+
+/// A file may be as large as it likes: what counts is what is in it.
+pub(crate) async fn sparse_file(bench: &mut Bench) {
+    let mut plan = bench.plan("sleep 1000");
+    plan.containers[0].disk_bytes = 32 * MIB;
+    plan.containers[0].limits.memory_bytes = 64 * MIB;
+    let mut running = bench.launch(plan).await;
+    running.started("main").await;
+    let sparse = "truncate -s 100G /huge && dd if=/dev/zero of=/huge bs=1M seek=100000 count=1 conv=notrunc 2>/dev/null; \
+                  stat -c %s /huge; dd if=/dev/zero of=/more bs=1M count=16 2>/dev/null && rm /more && echo small";
+    let ran = running.script(sparse).await;
+    assert_eq!(ran.text(), "107374182400\nsmall\n", "{}", ran.errors());
+    let full = running.script("dd if=/dev/zero of=/huge bs=1M count=90 conv=notrunc").await;
+    assert!(full.errors().contains("No space left"), "{}", full.errors());
+    let after = running.script("rm /huge && echo room > /again && cat /again").await;
+    assert_eq!(after.text(), "room\n", "{}", after.errors());
+}
+
+/// Orphans are reaped by the first process; children that their own parent never reaps count as long as they are kept.
+pub(crate) async fn zombies(bench: &mut Bench) {
+    let mut plan = bench.plan("sleep 1000");
+    plan.containers[0].limits.pids = 30;
+    let mut running = bench.launch(plan).await;
+    running.started("main").await;
+    let orphans = "i=0; while [ $i -lt 60 ]; do sh -c 'true & exit 0' || echo $i; i=$((i+1)); done; echo made";
+    let ran = running.script(orphans).await;
+    assert_eq!(ran.text(), "made\n", "{}", ran.errors());
+    // The shell becomes a program that knows nothing of the children it has, before they die.
+    let keeps = "i=0; while [ $i -lt 20 ]; do sleep 2 & i=$((i+1)); done; exec sleep 1000";
+    let keeper = command(&["sh", "-c", keeps]);
+    let keeper = running.sandbox.exec("main", keeper).await.unwrap();
+    let more = "until [ $(grep -l 'State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l) = 20 ]; do sleep 0.05; done; echo dead; \
+                i=0; while [ $i -lt 15 ]; do sleep 20 & i=$((i+1)); done; echo made; exit 0";
+    let ran = running.script(more).await;
+    assert_eq!(ran.text(), "dead\n", "20 dead and 15 alive, with a limit of 30");
+    assert!(ran.errors().contains("fork"), "{}", ran.errors());
+    drop(keeper);
+    running.sandbox.signal("main", SignalRequest { signal: 9, everyone: true }).await.unwrap();
+    assert_eq!(running.exit("main").await.signal, Some(9), "nobody is left, dead or alive");
 }
 
 pub(crate) async fn shm_limit(bench: &mut Bench) {

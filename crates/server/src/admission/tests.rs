@@ -146,6 +146,12 @@ fn a_class_that_is_missing_says_what_to_install() {
         it.spec.containers[0].init = Some("image".into());
     });
     assert_eq!(image_init, ["spec.containers[0].init"]);
+    let terminal = paths(|it| {
+        it.spec.class = Some("container".into());
+        it.spec.containers[0].init = Some("image".into());
+        it.spec.containers[0].tty = true;
+    });
+    assert_eq!(terminal, ["spec.containers[0].tty"]);
 }
 
 #[test]
