@@ -16,8 +16,8 @@ PACKAGES_BUILD=(gcc libc6-dev make pkg-config ca-certificates)
 PACKAGES_RUN=(e2fsprogs iproute2 nftables mount util-linux)
 # apache2-utils has htpasswd, for the registry with a password.
 PACKAGES_DEMO=(busybox-static docker-registry mmdebstrap python3 skopeo zstd)
-# fish and zsh load the completions that are made for them.
-PACKAGES_TEST=(apache2-utils containerd fish qemu-system-x86 runc umoci zsh)
+# fish and zsh load the completions that are made for them; disks are tested on btrfs and xfs too.
+PACKAGES_TEST=(apache2-utils btrfs-progs containerd fish qemu-system-x86 runc umoci xfsprogs zsh)
 
 say() { printf 'dependencies: %s\n' "$*" >&2; }
 die() {

@@ -14,7 +14,7 @@ codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 mmdebstrap --quiet --variant=minbase \
-    --include=systemd,systemd-sysv,dbus,linux-image-cloud-amd64,e2fsprogs,iproute2,nftables,busybox-static,procps,util-linux \
+    --include=systemd,systemd-sysv,dbus,linux-image-cloud-amd64,e2fsprogs,iproute2,nftables,busybox-static,procps,util-linux,btrfs-progs,xfsprogs \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
     "$codename" "$root" >&2
