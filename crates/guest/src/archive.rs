@@ -12,8 +12,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use tar::{Archive, Builder, EntryType, Header};
 
-use crate::transfer::exactly;
-
 /// Deepest directory that is packed: a cycle of bind mounts ends here.
 const MAX_DEPTH: usize = 256;
 
@@ -184,4 +182,9 @@ fn open(path: &Path) -> std::io::Result<(File, u64)> {
 
 fn about(path: &Path, error: &Error) -> Error {
     Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// Reads exactly so many bytes, zeros when the file has become shorter.
+fn exactly(file: impl Read, bytes: u64) -> impl Read {
+    file.take(bytes).chain(std::io::repeat(0)).take(bytes)
 }

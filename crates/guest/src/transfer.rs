@@ -2,7 +2,6 @@
 //! touch, and its failure is nobody else's.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
@@ -148,9 +147,4 @@ fn describe(error: &std::io::Error) -> String {
         cause = inner.source();
     }
     message
-}
-
-/// Reads exactly so many bytes, zeros when the file has become shorter.
-pub(crate) fn exactly(file: impl Read, bytes: u64) -> impl Read {
-    file.take(bytes).chain(std::io::repeat(0)).take(bytes)
 }

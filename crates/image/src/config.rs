@@ -137,9 +137,18 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<ConfigDocument, BadConfig> {
     Ok(ConfigDocument { config, diff_ids })
 }
 
+/// This machine's architecture, as images name it.
+pub(crate) fn host_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
 /// Images for other systems are refused: nothing of them would run.
 pub(crate) fn check_platform(config: &ImageConfig) -> Result<(), BadConfig> {
-    let host = crate::manifest::host_architecture();
+    let host = host_architecture();
     // Empty: written by tools that leave it out.
     let fits = config.platform == format!("linux/{host}") || config.platform == "/";
     if fits {

@@ -143,7 +143,7 @@ fn import_root_file_system(
     let (layer, (diff_id, size)) = store.make_layer(job, &mut pins)?;
     progress.send(&ProgressEvent::LayerReady { layer: diff_id.clone(), reused: false });
     let config = serde_json::json!({
-        "architecture": manifest::host_architecture(),
+        "architecture": config::host_architecture(),
         "os": "linux",
         "config": {
             "Cmd": ["/bin/sh"],

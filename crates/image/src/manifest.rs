@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{MAX_CONFIG_BYTES, MAX_LAYERS};
+use crate::config::{MAX_CONFIG_BYTES, MAX_LAYERS, host_architecture};
 use crate::digest::Digest;
 
 /// Largest manifest. SOURCE: OCI distribution-spec, "registries should accept at least 4 MiB".
@@ -137,15 +137,6 @@ fn manifest(
 
 fn bad(reason: String) -> BadManifest {
     BadManifest { reason }
-}
-
-/// This machine's platform, as images name it.
-pub(crate) fn host_architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }
 
 /// The image for Linux on this machine's processor; `None` when the index has none.

@@ -335,14 +335,6 @@ impl Network {
         Ok(Inventory { slots, host_interfaces, ring })
     }
 
-    /// Puts back what somebody else may have taken from the host: rules, routes, settings.
-    ///
-    /// # Errors
-    /// What the kernel refused.
-    pub fn repair(&self) -> Result<(), NetworkError> {
-        self.shared.load_host()
-    }
-
     /// Removes all of it from the host. Sandboxes that still run keep a namespace that leads nowhere.
     ///
     /// # Errors

@@ -135,16 +135,8 @@ pub fn children_of_self() -> Vec<i32> {
         .collect()
 }
 
-/// The parent of a process, as this process's pid namespace numbers it; `None` when the process is gone or its parent is outside.
-#[must_use]
-pub fn parent_of(pid: i32) -> Option<i32> {
-    check_pid(pid).ok()?;
-    read_stat(pid).ok()?.map(|stat| stat.parent).filter(|parent| *parent > 0)
-}
-
 struct Stat {
     state: char,
-    parent: i32,
     start_time_ticks: u64,
 }
 
@@ -166,15 +158,14 @@ fn read_stat(pid: i32) -> Result<Option<Stat>, ProcessError> {
     }
 }
 
-/// SOURCE: proc_pid_stat(5): `pid (name) state ...`, where the name may hold spaces and parentheses; state is field 3, the parent
-/// field 4 and the start time field 22.
+/// SOURCE: proc_pid_stat(5): `pid (name) state ...`, where the name may hold spaces and parentheses; state is field 3 and
+/// the start time field 22.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (_, after_name) = text.rsplit_once(')')?;
     let mut fields = after_name.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
-    let parent = fields.next()?.parse().ok()?;
-    let start_time_ticks = fields.nth(17)?.parse().ok()?;
-    Some(Stat { state, parent, start_time_ticks })
+    let start_time_ticks = fields.nth(18)?.parse().ok()?;
+    Some(Stat { state, start_time_ticks })
 }
 
 fn malformed(path: &Path) -> ProcessError {
@@ -449,7 +440,7 @@ mod tests {
     fn a_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
         let fields: Vec<String> = (4..=52).map(|field| field.to_string()).collect();
         let stat = parse_stat(&format!("9 (a) Z (b c)) R {}", fields.join(" "))).unwrap();
-        assert_eq!((stat.state, stat.parent, stat.start_time_ticks), ('R', 4, 22));
+        assert_eq!((stat.state, stat.start_time_ticks), ('R', 22));
         assert!(parse_stat("9 (a) R 1 2").is_none());
         assert!(parse_stat("").is_none());
     }

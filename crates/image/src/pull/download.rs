@@ -1,16 +1,15 @@
 //! Downloading one blob into a file that survives interruptions: appended to, hashed on the way, believed only when its digest fits.
 
-use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_model::image_reference::ImageReference;
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::digest::{Digest, Hasher};
@@ -20,8 +19,6 @@ use crate::progress::{ProgressEvent, ProgressSink};
 use crate::registry::{BlobStream, Client, RegistryError};
 use crate::store::{Inner, blocking};
 
-/// Blobs downloaded at the same time, by all pulls together. SOURCE: dockerd's default of 3 for one pull, and one more.
-const MAX_PARALLEL: usize = 4;
 /// Attempts without a byte of progress before a download is given up.
 const MAX_ATTEMPTS: u32 = 4;
 /// Attempts in all: a registry that drips a byte and hangs up does not hold us for ever.
@@ -32,32 +29,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const PROGRESS_STEP_BYTES: u64 = 256 * 1024;
 /// Chunks that the network may be ahead of the disk.
 const QUEUED_CHUNKS: usize = 16;
-
-/// What all downloads of a store share.
-pub(crate) struct Downloads {
-    slots: Semaphore,
-    /// One download of a blob at a time: the others find its file complete.
-    locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
-}
-
-impl Default for Downloads {
-    fn default() -> Self {
-        Self { slots: Semaphore::new(MAX_PARALLEL), locks: Mutex::default() }
-    }
-}
-
-impl Downloads {
-    fn lock_of(&self, digest: &Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lock) = locks.get(digest).and_then(Weak::upgrade) {
-            return lock;
-        }
-        locks.retain(|_, lock| lock.strong_count() > 0);
-        let lock = Arc::new(tokio::sync::Mutex::new(()));
-        locks.insert(digest.clone(), Arc::downgrade(&lock));
-        lock
-    }
-}
 
 /// A download that runs; ended when this is dropped.
 pub(super) struct Download(JoinHandle<Result<File, DownloadError>>);
@@ -90,7 +61,7 @@ impl Download {
         Self(tokio::spawn(async move {
             let lock = store.downloads.lock_of(&digest);
             let _alone = lock.lock().await;
-            let Ok(_slot) = store.downloads.slots.acquire().await else {
+            let Some(_slot) = store.downloads.slot().await else {
                 return Err(
                     ImageError::Interrupted { detail: "downloads have ended".to_owned() }.into()
                 );

@@ -15,8 +15,6 @@ use crate::progress::{ProgressEvent, ProgressSink};
 use crate::registry::{Client, ClientOptions, FetchedManifest, RegistryError};
 use crate::store::{Image, ImageRecord, ImageStore, Inner, LayerJob, LayerRecord, Pins, blocking};
 
-pub(crate) use download::Downloads;
-
 /// How to pull.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PullOptions {
@@ -235,7 +233,7 @@ async fn fetch_manifest(
     let Document::Index(entries) = manifest::parse(&first.bytes)? else { return Ok(first) };
     let chosen = manifest::choose(&entries).ok_or_else(|| ImageError::NoPlatform {
         name: reference.familiar(),
-        wanted: manifest::host_architecture(),
+        wanted: config::host_architecture(),
         offered: manifest::offered(&entries),
     })?;
     let chosen = chosen.digest.to_string();

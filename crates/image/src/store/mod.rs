@@ -15,6 +15,7 @@
 //! INVARIANT: a layer that a lease reaches is never removed. A lease whose image is not known (a lost index) protects all layers.
 
 mod collect;
+mod downloads;
 mod index;
 mod layers;
 mod leases;
@@ -34,11 +35,11 @@ use crate::credentials::{CredentialFile, Credentials};
 use crate::digest::Digest;
 use crate::error::{ImageError, io_error};
 use crate::progress::ProgressSink;
-use crate::pull::Downloads;
 use crate::unpack::{Limits, UnpackHelper};
 use crate::{atomic_file, import};
 
 pub use collect::{Collected, HighWater};
+use downloads::Downloads;
 pub(crate) use index::{ImageRecord, LayerRecord};
 pub(crate) use layers::{LayerJob, Pins};
 

@@ -16,9 +16,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::decompress::{Meter, decoder};
-use super::stream::{Archive, Entry, Kind, damaged};
+use super::stream::{Archive, Entry, Kind};
 use super::tree::{Place, Tree, io_error, is_whiteout, join};
-use super::{Limits, UnpackError, Unpacked, printable};
+use super::{Limits, UnpackError, Unpacked, damaged, printable};
 
 /// Largest owner or group id: a sandbox has 65,536 ids.
 const MAX_ID: u64 = 65_535;

@@ -214,6 +214,10 @@ pub fn unpack_helper_main() -> ExitCode {
     }
 }
 
+fn damaged(detail: &str) -> UnpackError {
+    UnpackError::Damaged { detail: detail.to_owned() }
+}
+
 /// A path of an archive for people: escaped, cut at 200 characters.
 pub(crate) fn printable(path: &[u8]) -> String {
     let escaped = path.escape_ascii().to_string();

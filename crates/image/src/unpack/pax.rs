@@ -1,7 +1,6 @@
 //! The records of a pax extended header, read by their length prefixes: a value may hold newlines.
 
-use super::UnpackError;
-use super::stream::damaged;
+use super::{UnpackError, damaged};
 
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 /// Most extended attributes of one entry (guess: real files have one or two).

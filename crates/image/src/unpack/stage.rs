@@ -11,9 +11,9 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{self, Mode, OFlags};
 
 use super::decompress::{Meter, decoder};
-use super::stream::{Archive, Entry, Kind, damaged};
+use super::stream::{Archive, Entry, Kind};
 use super::tree::{Place, io_error, join};
-use super::{Limits, Staged, StagedFile, StagedKind, UnpackError, printable};
+use super::{Limits, Staged, StagedFile, StagedKind, UnpackError, damaged, printable};
 use crate::digest::Hasher;
 
 /// Most files of an image archive (guess: 128 layers of several images, each with three files).

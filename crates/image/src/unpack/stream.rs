@@ -8,7 +8,7 @@ use std::io::Read;
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
 use super::pax::{self, Overrides};
-use super::{Limits, UnpackError, printable};
+use super::{Limits, UnpackError, damaged, printable};
 
 const BLOCK: usize = 512;
 /// Longest path or link target. SOURCE: PATH_MAX of linux/limits.h, with its NUL.
@@ -322,10 +322,6 @@ struct Extensions {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
     pax: Overrides,
-}
-
-pub(super) fn damaged(detail: &str) -> UnpackError {
-    UnpackError::Damaged { detail: detail.to_owned() }
 }
 
 fn check_path(entry: &[u8], path: &[u8]) -> Result<(), UnpackError> {

@@ -175,9 +175,9 @@ impl Sandbox {
     }
 
     fn note_children(&mut self) {
-        let me = i32::try_from(std::process::id()).unwrap();
+        let mine = process::children_of_self();
         for pid in self.group().processes().unwrap_or_default() {
-            if process::parent_of(pid) == Some(me) {
+            if mine.contains(&pid) {
                 self.children.extend(ProcessIdentity::of(pid).unwrap());
             }
         }

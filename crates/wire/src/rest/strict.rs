@@ -31,14 +31,6 @@ pub fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, DocumentError> {
     from_value(json_value(text)?)
 }
 
-/// Reads YAML, one document of it.
-///
-/// # Errors
-/// [`DocumentError`].
-pub fn from_yaml<T: DeserializeOwned>(text: &[u8]) -> Result<T, DocumentError> {
-    from_value(yaml_value(text)?)
-}
-
 /// Reads JSON without a shape yet.
 ///
 /// # Errors

@@ -1,6 +1,10 @@
 use super::*;
 use crate::rest::{CreateSandbox, Manifest, ResourceSpec};
 
+fn from_yaml<T: DeserializeOwned>(text: &[u8]) -> Result<T, DocumentError> {
+    from_value(yaml_value(text)?)
+}
+
 fn fields<T: DeserializeOwned>(text: &str) -> Vec<(String, String)> {
     match from_yaml::<T>(text.as_bytes()) {
         Err(DocumentError::Fields(fields)) => {
