@@ -96,7 +96,7 @@ fn sandbox_text(sandbox: &Sandbox, events: &[Event], styles: Styles, now: Timest
         "Created",
         format!("{} ({} ago)", sandbox.created_at, age_since(&sandbox.created_at, now)),
     );
-    text.optional("Will be deleted", status.expire_at.as_ref());
+    text.optional("Expires", status.expire_at.as_ref());
     text.line("Uid", &sandbox.uid);
     for (key, value) in &sandbox.metadata.labels {
         text.line("Label", format!("{key}={value}"));

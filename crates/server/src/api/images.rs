@@ -115,9 +115,8 @@ pub(super) async fn pull(
     }
     let (progress, lines) = progress();
     let images = Arc::clone(&app.context.images);
-    let plain_http = request.plain_http || reference.registry_is_loopback();
     let work = async move {
-        images.pull(&reference, plain_http, progress).await?;
+        images.pull(&reference, request.plain_http, progress).await?;
         Ok(vec![images.inspect(&reference).await?])
     };
     Ok(progress_stream(Box::pin(work), lines))
