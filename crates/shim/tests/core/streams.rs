@@ -87,21 +87,24 @@ fn who_attaches_from_the_start_misses_nothing_and_sets_the_pace() {
 fn who_looks_on_and_takes_nothing_is_left_behind_and_the_log_has_all() {
     let spawner = Spawner::start();
     let lines = 200_000;
-    let mut plan = container("main", &format!("read _; seq 1 {lines}; read _; exit 5"));
-    plan.log_bytes = 1 << 30;
-    let sandbox = Sandbox::new(vec![plan]);
+    let sandbox = Sandbox::with(vec![container("main", "")], |launch| {
+        // Outside the sandbox's own directory.
+        let marker = launch.placement.directory.parent().unwrap().join("written");
+        let script = format!("read _; seq 1 {lines}; touch {}; read _; exit 5", marker.display());
+        launch.plan.containers[0].process = shell(&script);
+        launch.plan.containers[0].log_bytes = 1 << 30;
+    });
     let mut client = spawner.request(&sandbox.directory, false);
     client.until_started();
     let mut stuck = attach(&sandbox, false);
     let reader = attach(&sandbox, false);
     let mut typist = Client::clone_of(&reader);
     typist.send(HostMessage::Stdin(b"\n".to_vec()));
-    let last = format!("\n{lines}\n");
     let healthy = std::thread::spawn(move || {
         let mut reader = reader;
         reader.finish()
     });
-    wait_until("the command goes on", || sandbox.log_text("main").ends_with(&last));
+    wait_until("the command goes on", || sandbox.outside("written").exists());
     typist.send(HostMessage::Stdin(b"\n".to_vec()));
     client.until_ended();
     let whole: String = (1..=lines).map(|number| format!("{number}\n")).collect();

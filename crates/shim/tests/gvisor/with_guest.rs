@@ -2,6 +2,7 @@
 
 use atoll_sys::capabilities::CapabilitySet;
 use atoll_sys::process::Exit;
+use atoll_wire::guest::{HostMessage, ProcessSpec};
 use atoll_wire::shim::Init;
 
 use crate::guest_channel::Guest;
@@ -81,12 +82,14 @@ fn a_fork_bomb_is_refused_above_the_sandboxs_own_pids_limit() {
         vec![one]
     });
     let mut guest = Guest::begin(&mut sandbox, 0);
-    // A shell that is refused a process gives up; the last of them wait for each other.
-    guest.start(shell("(bomb() { bomb | bomb & }; bomb) 2>&1; sleep 0.2; echo over; exit 3"));
-    let ran = guest.follow(0, |_| false);
-    let exited = ran.exited.expect("it ends");
-    assert_eq!((exited.code, exited.pids_limit), (Some(3), false), "{ran:?}");
-    assert!(ran.output.contains("fork"), "it was refused some: {ran:?}");
+    // A shell that is refused a process gives up: this one starts no more than the first of them.
+    let bomb = "(bomb() { bomb | bomb & }; bomb) 2>&1 & read _; exit 3";
+    guest.start(ProcessSpec { stdin: true, ..shell(bomb) });
+    let ran = guest.follow(0, |text| text.contains("fork"));
+    assert!(ran.output.contains("fork"), "some are refused: {ran:?}");
+    guest.send(0, HostMessage::Stdin(b"\n".to_vec()));
+    let exited = guest.follow(0, |_| false).exited.expect("it ends");
+    assert_eq!((exited.code, exited.pids_limit), (Some(3), false));
     let evidence = sandbox.engine.evidence(0);
     assert!(!evidence.host_pids_backstop && !evidence.out_of_memory, "{evidence:?}");
     guest.acknowledge();
