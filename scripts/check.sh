@@ -13,6 +13,8 @@ run() {
 
 run "formatting" cargo fmt --all --check
 run "lints" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+# A crate's new dependency changes the other workspace's lock too.
+run "lock of the fuzz workspace" sh -c 'cargo metadata --manifest-path fuzz/Cargo.toml --locked --format-version 1 >/dev/null'
 run "dependency direction and licences" python3 scripts/check-dependencies.py
 run "sizes and words" python3 scripts/check-sources.py
 
