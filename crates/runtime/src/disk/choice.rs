@@ -1,8 +1,8 @@
 //! Which backend bounds the disks of a data directory: what the file system can, found by trying, and what was asked for.
 //!
 //! `auto` takes the fastest backend whose full disks answer ENOSPC, which is what programs expect of a full disk: project quotas where
-//! they answer so, else images, which work everywhere. Backends that answer EDQUOT are taken when they are asked for by name, and when there is
-//! nothing else.
+//! they answer so, (xfs), else images, which work everywhere. Backends that answer EDQUOT (ext4, btrfs) are taken when they are asked for by name, and when
+//! there is nothing else.
 
 use std::fmt;
 use std::os::fd::AsFd;
@@ -80,23 +80,14 @@ pub fn choose(data_dir: &Path, choice: DiskChoice) -> Result<ChosenDisks, String
 }
 
 fn automatic(data_dir: &Path) -> Result<ChosenDisks, String> {
-    let mut fallback = None;
-    for backend in [DiskBackend::ProjectQuota, DiskBackend::Btrfs] {
-        match attempt(data_dir, backend) {
-            Ok(found) if found.full == FullDisk::NoSpace => return Ok(found),
-            Ok(found) => fallback = fallback.or(Some(found)),
-            Err(_) => {}
-        }
+    let projects = attempt(data_dir, DiskBackend::ProjectQuota);
+    if let Ok(found) = &projects
+        && found.full == FullDisk::NoSpace
+    {
+        return projects;
     }
-    match (attempt(data_dir, DiskBackend::Image), fallback) {
-        (Ok(mut images), Some(other)) => {
-            let name = other.backend.name();
-            images.detail += &format!(" ({name} would work with EDQUOT instead of ENOSPC)");
-            Ok(images)
-        }
-        (Err(_), Some(other)) => Ok(other),
-        (images, None) => images,
-    }
+    attempt(data_dir, DiskBackend::Image)
+        .or_else(|why| projects.or_else(|_| attempt(data_dir, DiskBackend::Btrfs)).map_err(|_| why))
 }
 
 fn attempt(data_dir: &Path, backend: DiskBackend) -> Result<ChosenDisks, String> {
@@ -158,6 +149,8 @@ fn subvolumes(data_dir: &Path) -> Result<ChosenDisks, String> {
             data_dir.display()
         )
     };
+    // So that a quota group that the kernel keeps for a moment is not forgotten.
+    btrfs::prepare(data_dir).map_err(|error| with_causes(&error))?;
     let place = TrialPlace::new(data_dir);
     let tried = || {
         let name = place.0.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -224,10 +217,7 @@ pub(crate) fn maker(
     Ok(match chosen.backend {
         DiskBackend::Image => Box::new(image::Images { templates }),
         DiskBackend::ProjectQuota => Box::new(project_quota::Projects::open(data_dir, seed)?),
-        DiskBackend::Btrfs => {
-            btrfs::prepare(data_dir)?;
-            Box::new(btrfs::Subvolumes)
-        }
+        DiskBackend::Btrfs => Box::new(btrfs::Subvolumes),
     })
 }
 

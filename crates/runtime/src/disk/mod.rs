@@ -8,7 +8,7 @@
 //! | backend | a full disk answers | who takes it back after a crash |
 //! |---|---|---|
 //! | [`image`] | ENOSPC | the kernel (loop device), `remove` (file) |
-//! | [`project_quota`] | what the file system says, found by trying | `remove` (directory, limits), [`project_quota`]'s sweep (limits) |
+//! | [`project_quota`] | ENOSPC on xfs, EDQUOT on ext4: found by trying | `remove` (directory, limits), [`project_quota`]'s sweep (limits) |
 //! | [`btrfs`] | EDQUOT | `remove` (subvolume), [`btrfs`]'s sweep (quota groups) |
 
 mod btrfs;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use atoll_runtime::RuntimeClass;
-use atoll_runtime::disk::{DiskChoice, choose};
+use atoll_runtime::disk::DiskChoice;
 use atoll_wire::shim::DiskBackend;
 
 use crate::bench::{self, Bench};
@@ -103,10 +103,10 @@ fn run_inside(
         return;
     }
     let choice = DiskChoice::Only(backend);
-    choose(&place.mount, choice).unwrap();
     println!("{name}");
     bench::run_in(&place.mount, choice, class, name, async |bench: &mut Bench| {
         case(bench, &place).await;
+        crate::disks::settle(bench, &place).await;
     });
     crate::disks::assert_nothing_left(&place);
 }

@@ -82,7 +82,7 @@ pub(crate) async fn files(bench: &mut Bench, place: &Place) {
 /// What a sandbox wrote goes with it, however deep it lies, and the space is there again.
 pub(crate) async fn many_and_deep(bench: &mut Bench, place: &Place) {
     let running = begin(bench, 64 * MIB, false).await;
-    let deep = "cd /tmp; n=0; while [ $n -lt 1500 ]; do mkdir d && cd d || exit; n=$((n+1)); done; echo deep";
+    let deep = "cd /tmp && mkdir -p $(seq 1 1500 | sed 's/.*/d/' | tr '\\n' '/') && echo deep";
     let deep = running.script(deep).await;
     assert_eq!(deep.text(), "deep\n", "{}", deep.errors());
     let used =
@@ -198,37 +198,43 @@ pub(crate) fn churn(class: RuntimeClass, place: &Place) -> bool {
     true
 }
 
-/// After the last server: neither disks nor what the kernel keeps of them.
+/// Ends what runs, and lets later servers take away what the kernel only lets go of once it has cleaned up: quota groups.
+pub(crate) async fn settle(bench: &mut Bench, place: &Place) {
+    if place.file_system() != "btrfs" {
+        return;
+    }
+    for uid in bench.runtime.inventory().await.unwrap() {
+        bench.runtime.destroy(&uid).await.unwrap();
+    }
+    // Makes no quota groups of its own.
+    bench.disks = DiskChoice::Only(DiskBackend::Image);
+    let mount = place.mount.to_str().unwrap();
+    let deadline = std::time::Instant::now() + crate::bench::PATIENCE;
+    loop {
+        bench.restart().await;
+        let groups = run_tool("btrfs", &["qgroup", "show", mount]).unwrap();
+        let own = |line: &&str| line.starts_with("0/") && !line.starts_with("0/5 ");
+        let left: Vec<&str> = groups.lines().filter(own).collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "quota groups stay: {left:?}");
+        run_tool("btrfs", &["filesystem", "sync", mount]).unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// After the last server: neither disks nor limits that the kernel keeps of them.
 pub(crate) fn assert_nothing_left(place: &Place) {
     let mount = place.mount.to_str().unwrap();
-    match place.file_system() {
-        "btrfs" => {
-            let left = run_tool("btrfs", &["subvolume", "list", mount]).unwrap();
-            assert_eq!(left, "", "subvolumes stay");
-            // The kernel lets go of quota groups once it has cleaned up behind their subvolumes; what was noted is then taken away.
-            run_tool("btrfs", &["subvolume", "sync", mount]).unwrap();
-            let deadline = std::time::Instant::now() + crate::bench::PATIENCE;
-            loop {
-                let groups = run_tool("btrfs", &["qgroup", "show", mount]).unwrap();
-                let left: Vec<&str> = groups
-                    .lines()
-                    .filter(|line| line.starts_with("0/") && !line.starts_with("0/5 "))
-                    .collect();
-                if left.is_empty() {
-                    break;
-                }
-                assert!(std::time::Instant::now() < deadline, "quota groups stay: {left:?}");
-                std::thread::sleep(Duration::from_millis(200));
-                run_tool("btrfs", &["filesystem", "sync", mount]).unwrap();
-            }
-        }
-        _ => {
-            let place = std::fs::File::open(mount).unwrap();
-            let mut from = 1;
-            while let Some((id, quota)) = project_quota::next_known(place.as_fd(), from).unwrap() {
-                assert_eq!((quota.limit_bytes, quota.used_inodes), (0, 0), "project {id} stays");
-                from = id + 1;
-            }
-        }
+    if place.file_system() == "btrfs" {
+        assert_eq!(run_tool("btrfs", &["subvolume", "list", mount]).unwrap(), "");
+        return;
+    }
+    let place = std::fs::File::open(mount).unwrap();
+    let mut from = 1;
+    while let Some((id, quota)) = project_quota::next_known(place.as_fd(), from).unwrap() {
+        assert_eq!((quota.limit_bytes, quota.used_inodes), (0, 0), "project {id} stays");
+        from = id + 1;
     }
 }
