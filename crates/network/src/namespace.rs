@@ -121,7 +121,7 @@ pub(crate) fn set(settings: &[(&str, &str)]) -> Result<(), NetworkError> {
     for (name, value) in settings {
         let path = PathBuf::from("/proc/sys/net").join(name);
         match fs::write(&path, value) {
-            // A kernel without IPv6 has nothing to set, and sandboxes there have none.
+            // A kernel without IPv6 has nothing to set; that it has no addresses of it either is what refuses the network there.
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(NetworkError::io("write", path)(error));
             }

@@ -305,7 +305,6 @@ impl Network {
         elements.extend(slot.policy.iter().flat_map(|policy| permissions(index, policy)));
         // First the interface: without it the rules let nothing through, and its number may come again.
         state.ring_routes.remove(index)?;
-        state.ring_rules.apply(RING_TABLE, elements.into_iter().map(Change::Remove).collect())?;
         for set in ["connections", "visitors"] {
             let counted = Element::of(set, Row::default().interface(index));
             match state.ring_rules.apply(RING_TABLE, vec![Change::Remove(counted)]) {
@@ -314,6 +313,8 @@ impl Network {
                 removed => removed?,
             }
         }
+        // Last, and all at once: a release that broke off before is tried again and finds them.
+        state.ring_rules.apply(RING_TABLE, elements.into_iter().map(Change::Remove).collect())?;
         state.slots.remove(&number);
         Ok(())
     }

@@ -312,6 +312,13 @@ async fn images_are_imported_pulled_and_kept_while_used() {
         .post("/api/v1/images/pull", json!({"reference": "h.example/x", "plain_http": true}))
         .await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    for (body, plainly) in [
+        (json!({"reference": "127.0.0.1:5000/x"}), false),
+        (json!({"reference": "127.0.0.1:5000/x", "plain_http": true}), true),
+    ] {
+        server.post("/api/v1/images/pull", body).await;
+        assert_eq!(server.images.pulled_plainly.lock().unwrap().last(), Some(&plainly));
+    }
     server.create("one", &["sleep", "1000"]).await;
     let (_, image) = server.get("/api/v1/images/inspect?reference=busybox").await;
     assert_eq!(image["used_by"], json!(["one"]));

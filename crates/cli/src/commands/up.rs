@@ -96,8 +96,11 @@ async fn serve_until_told(
         })
     };
     let images = node::images(&directory).await?;
-    if let Some(host) = &classes.host {
-        host.serve_names()?;
+    if let Some(host) = &classes.host
+        && let Err(error) = host.serve_names()
+    {
+        // Sandboxes without names are no reason to leave all others without a server.
+        tracing::error!("{:#}", anyhow::Error::new(error));
     }
     let config = ServerConfig {
         data_dir,

@@ -232,7 +232,8 @@ impl SandboxDirectory {
         make(&self.path.join("logs"), true)
     }
 
-    /// Writes `launch.json`, whole or not at all. Not synced: what it tells of ends with the host.
+    /// Writes `launch.json`, whole or not at all, also where a writer that was killed left half of another. Not synced: what it tells of ends
+    /// with the host.
     pub(super) fn write_launch(&self, launch: &Launch) -> Result<(), RuntimeError> {
         let path = self.path.join("launch.json");
         let half_written = self.path.join("launch.json.new");
@@ -240,8 +241,10 @@ impl SandboxDirectory {
             .map_err(|error| io_error("write", &path)(std::io::Error::other(error)))?;
         OpenOptions::new()
             .write(true)
-            .create_new(true)
+            .create(true)
+            .truncate(true)
             .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(&half_written)
             .and_then(|mut file| file.write_all(&bytes))
             .map_err(io_error("write", &half_written))?;
@@ -355,6 +358,39 @@ mod tests {
         ] {
             assert!(!is_uid(name), "{name}");
         }
+    }
+
+    /// A launch is written again when its sandbox gives its slot back: a writer that was killed there must not be in the next one's way.
+    #[test]
+    fn a_launch_is_written_over_what_a_killed_writer_left() {
+        use atoll_wire::shim::{Engine, NetworkPlan, Placement, SandboxPlan};
+        let data = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory { path: data.path().join("s") };
+        directory.create(["main"].into_iter()).unwrap();
+        let plan = SandboxPlan {
+            uid: "0123456789abcdef".into(),
+            hostname: "box".into(),
+            containers: Vec::new(),
+            volumes: Vec::new(),
+            shm_bytes: 0,
+            boost_millis: 0,
+            network: NetworkPlan::World,
+        };
+        let placement = Placement {
+            engine: Engine::Container,
+            directory: directory.path.clone(),
+            cgroup_instance: "instance".into(),
+            first_host_id: None,
+            guest_binary: "/guest".into(),
+            gvisor: None,
+            disk_backend: DiskBackend::Image,
+            network: None,
+        };
+        let launch = Launch { version: SHIM_PROTOCOL_VERSION, plan, placement };
+        fs::write(directory.path.join("launch.json.new"), "x".repeat(100_000)).unwrap();
+        directory.write_launch(&launch).unwrap();
+        assert!(matches!(directory.launch(), Found::Whole(read) if read == launch));
+        directory.write_launch(&launch).unwrap();
     }
 
     #[test]

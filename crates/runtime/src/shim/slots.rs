@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use atoll_keeper::{Asker, Resolver, ResolverSockets, Servers};
 use atoll_model::causes::with_causes;
@@ -22,6 +23,10 @@ use super::directory::{Found, Layout};
 const NOT_OFFERED: &str = "the server was started without --network";
 /// SOURCE: RFC 1035, 4.2.
 const NAMES_PORT: u16 = 53;
+/// How long the port is waited for that a killed server, or a child it had just forked, may hold for a moment more.
+const HELD_UNTIL_AN_EXEC: Duration = Duration::from_millis(500);
+/// Between two tries.
+const PORT_PAUSE: Duration = Duration::from_millis(5);
 /// Slots that are kept ready (guess: most sandboxes of a burst have no network).
 const READY: usize = 4;
 
@@ -157,10 +162,14 @@ impl Slots {
             message: format!("sandboxes cannot resolve names: {}", with_causes(error)),
         };
         let gateway = shared.network.subnet().gateway().both();
-        let sockets = shared
-            .network
-            .inside_ring(move || ResolverSockets::open(&gateway, NAMES_PORT))
-            .map_err(|error| failed(&error))?;
+        let give_up_at = Instant::now() + HELD_UNTIL_AN_EXEC;
+        let sockets = loop {
+            match shared.network.inside_ring(|| ResolverSockets::open(&gateway, NAMES_PORT)) {
+                Ok(sockets) => break sockets,
+                Err(_) if Instant::now() < give_up_at => std::thread::sleep(PORT_PAUSE),
+                Err(error) => return Err(failed(&error)),
+            }
+        };
         let resolver =
             Resolver::serve(sockets, Servers::of_host()).map_err(|error| failed(&error))?;
         let known: Vec<Place> = shared.stock().taken.values().copied().collect();

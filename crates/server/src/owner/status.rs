@@ -13,6 +13,10 @@ use crate::time;
 pub(crate) fn show(state: &SandboxState, status: &mut rest::SandboxStatus) {
     status.phase = state.phase.name().to_owned();
     status.ready = state.is_ready();
+    if matches!(state.phase, Phase::Succeeded | Phase::Failed) {
+        // The address is somebody else's before long.
+        status.ip = None;
+    }
     status.reason = state.cause.as_ref().map(|cause| cause.reason.clone());
     let asked_for = |cause: &Cause| matches!(cause.reason.as_str(), "Deleted" | "Shutdown");
     let troubled = !matches!(state.phase, Phase::Running | Phase::Succeeded)
@@ -188,6 +192,23 @@ mod tests {
         let containers = vec![container("a"), container("b")];
         crate::admission::read_admitted(&rest::SandboxSpec { containers, ..Default::default() })
             .unwrap()
+    }
+
+    #[test]
+    fn an_address_is_shown_for_as_long_as_it_is_the_sandboxs() {
+        let mut state = SandboxState::new(["a"]);
+        let mut status =
+            rest::SandboxStatus { ip: Some("10.200.0.16".into()), ..Default::default() };
+        let mut shown = |event| {
+            state.apply(event);
+            show(&state, &mut status);
+            status.ip.is_some()
+        };
+        assert!(shown(Event::Scheduled) && shown(Event::ImagesReady));
+        assert!(shown(Event::Started { container: "a".into(), at: UnixMicros(5) }));
+        assert!(shown(Event::Unreachable("no answer".into())), "nobody took it away");
+        let cause = Cause { reason: "Lost".into(), message: "it was killed".into() };
+        assert!(!shown(Event::Lost(cause)));
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(crate) struct FakeImages {
     pub(crate) leases: Mutex<HashSet<(String, String)>>,
     pub(crate) imported: Mutex<Vec<(Option<String>, u64)>>,
     pub(crate) pulled: Mutex<Vec<String>>,
+    /// Whether each of them was to come by plain HTTP.
+    pub(crate) pulled_plainly: Mutex<Vec<bool>>,
 }
 
 pub(crate) const DIGEST: &str =
@@ -79,11 +81,12 @@ impl ImageSource for FakeImages {
     async fn pull(
         &self,
         reference: &ImageReference,
-        _: bool,
+        plain_http: bool,
         progress: Progress,
     ) -> Result<ResolvedImage, ImageSourceError> {
         progress(ImageProgress { status: "downloading".into(), ..ImageProgress::default() });
         self.pulled.lock().unwrap().push(reference.familiar());
+        self.pulled_plainly.lock().unwrap().push(plain_http);
         match reference.repository() {
             "library/remote" => Ok(image()),
             "library/slow" => std::future::pending().await,
