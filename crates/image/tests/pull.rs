@@ -230,6 +230,37 @@ async fn the_next_pull_keeps_the_layers_of_a_failed_one() {
     assert_eq!(registry.requests_of(&blob_path(&built.layers[0])).len(), 1);
 }
 
+/// Who mistypes a tag learns which image is not there and what is; a registry's list of tags is bounded and shown as far as it makes sense.
+#[tokio::test]
+async fn a_tag_that_is_not_there_is_told_with_those_that_are() {
+    let scratch = scratch().await;
+    let lists: [(&str, Reply); 5] = [
+        (
+            "tags that it has: 1.0, latest",
+            Reply::ok(r#"{"name":"team/app","tags":["1.0","latest"]}"#),
+        ),
+        ("the repository has no tags", Reply::ok(r#"{"name":"team/app","tags":null}"#)),
+        ("check repository and tag", Reply::status(404)),
+        ("check repository and tag", Reply::ok("no JSON")),
+        ("check repository and tag", Reply { claimed_length: Some(1 << 40), ..Reply::ok("") }),
+    ];
+    for (told, list) in lists {
+        let registry = FakeRegistry::start(move |request| {
+            if request.path.starts_with("/v2/team/app/tags/list?") {
+                list.clone()
+            } else {
+                Reply::status(404)
+            }
+        });
+        let reference = registry.reference("team/app:nope");
+        let error = pull(&scratch, &reference).await.unwrap_err();
+        assert_eq!(error.kind(), ImageErrorKind::NotFound, "{error}");
+        let expected =
+            format!("cannot pull {reference}: {} has no team/app:nope; {told}", registry.address);
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
 #[tokio::test]
 async fn a_registry_that_stumbles_is_asked_again() {
     let scratch = scratch().await;

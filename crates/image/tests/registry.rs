@@ -208,12 +208,15 @@ async fn an_image_comes_from_a_real_registry() {
     let missing = format!("{}/team/busybox:none", registry.address).parse().unwrap();
     let error = scratch.store.pull(&missing, &plain(), ProgressSink::none()).await.unwrap_err();
     assert_eq!(error.kind(), ImageErrorKind::NotFound, "{error}");
+    let told = format!("{} has no team/busybox:none; tags that it has: 1.35", registry.address);
+    assert!(error.to_string().ends_with(&told), "{error}");
 
     let address = registry.address.clone();
     drop(registry);
     let gone = format!("{address}/team/busybox:1.36").parse().unwrap();
     let error = scratch.store.pull(&gone, &plain(), ProgressSink::none()).await.unwrap_err();
     assert_eq!(error.kind(), ImageErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains(&format!("{address} cannot be reached")), "{error}");
     assert_runs(&scratch, &reference);
 }
 

@@ -25,7 +25,7 @@ pub enum RegistryError {
     /// No answer.
     #[error("{host} cannot be reached: {detail}")]
     Unreachable {
-        /// The registry, or where it redirected to.
+        /// The registry, or where it redirected to; with the port, unless that is the scheme's own.
         host: String,
         /// Why, as far as it is known.
         detail: String,
@@ -37,12 +37,14 @@ pub enum RegistryError {
         detail: String,
     },
     /// It is not there.
-    #[error("{repository} has no {what}")]
+    #[error("{registry} has no {name}{}", advice.as_ref().map(|advice| format!("; {advice}")).unwrap_or_default())]
     NotFound {
-        /// Registry and repository.
-        repository: String,
-        /// Tag or digest.
-        what: String,
+        /// Which registry.
+        registry: String,
+        /// Repository, and tag or digest.
+        name: String,
+        /// What to do, where more is known.
+        advice: Option<String>,
     },
     /// It wants credentials, or others.
     #[error("{registry} refuses access{}: {detail}; log in with 'atoll login {registry}'", if *known { " with the credentials known for it" } else { "" })]

@@ -8,6 +8,7 @@
 mod auth;
 mod certificates;
 mod error;
+mod tags;
 
 use std::path::Path;
 use std::time::Duration;
@@ -111,6 +112,12 @@ impl Client {
         loop {
             match self.manifest_once(tag_or_digest).await {
                 Err(error) if error.is_transient() && attempt < MAX_REPETITIONS => attempt += 1,
+                Err(RegistryError::NotFound { registry, name, .. })
+                    if tag_or_digest.parse::<Digest>().is_err() =>
+                {
+                    let advice = Some(self.advice_without(tag_or_digest).await);
+                    return Err(RegistryError::NotFound { registry, name, advice });
+                }
                 result => return result,
             }
             tokio::time::sleep(PAUSE * attempt).await;
@@ -299,7 +306,7 @@ impl Client {
 
     fn unreachable(&self, url: &Url, error: &reqwest::Error) -> RegistryError {
         RegistryError::Unreachable {
-            host: url.host_str().unwrap_or(&self.registry).to_owned(),
+            host: authority(url).unwrap_or_else(|| self.registry.clone()),
             detail: error::chain(error),
         }
     }
@@ -319,8 +326,12 @@ impl Client {
         let detail = error::printable(&body);
         Err(match status {
             StatusCode::NOT_FOUND => RegistryError::NotFound {
-                repository: format!("{}/{}", self.registry, self.repository),
-                what: what.to_owned(),
+                registry: self.registry.clone(),
+                name: {
+                    let separator = if what.parse::<Digest>().is_ok() { '@' } else { ':' };
+                    format!("{}{separator}{what}", self.repository)
+                },
+                advice: None,
             },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Unauthorized {
                 registry: self.registry.clone(),
@@ -353,6 +364,12 @@ pub(crate) async fn read_bounded(
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
+}
+
+/// Host and port, as people tell who was meant; without the port where the scheme says it.
+fn authority(url: &Url) -> Option<String> {
+    let host = url.host_str()?;
+    Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
 }
 
 fn same_origin(a: &Url, b: &Url) -> bool {
