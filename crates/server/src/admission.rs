@@ -104,8 +104,13 @@ fn class(problems: &mut Problems, wanted: Option<&str>, offer: &Offer) -> Option
         return default;
     };
     let Some(class) = Class::from_name(wanted) else {
-        let names = Class::ALL.map(Class::name).join(", ");
-        problems.add(path, format!("{} is no class; known: {names}", rules::shown(wanted)));
+        // Class sim isolates nothing: nobody is led to it.
+        let isolating = Class::ALL.into_iter().filter(|class| *class != Class::Sim);
+        let names: Vec<&str> = isolating.map(Class::name).collect();
+        problems.add(
+            path,
+            format!("{} is no class; known: {}", rules::shown(wanted), names.join(", ")),
+        );
         return None;
     };
     let offered = offer.classes.iter().find(|it| it.class == class).copied();

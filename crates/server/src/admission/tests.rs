@@ -140,7 +140,6 @@ fn a_class_that_is_missing_says_what_to_install() {
     it.spec.class = Some("gvisor".into());
     let problems = admit(&it, &offer()).unwrap_err();
     assert!(problems[0].message.contains("apt install runsc"), "{problems:?}");
-    assert_eq!(paths(|it| it.spec.class = Some("vm".into())), ["spec.class"]);
     let image_init = paths(|it| {
         it.spec.class = Some("sim".into());
         it.spec.containers[0].init = Some("image".into());
@@ -152,6 +151,15 @@ fn a_class_that_is_missing_says_what_to_install() {
         it.spec.containers[0].tty = true;
     });
     assert_eq!(terminal, ["spec.containers[0].tty"]);
+}
+
+#[test]
+fn an_unknown_class_is_told_with_those_that_isolate() {
+    let mut it = request(vec![container("main")]);
+    it.spec.class = Some("vm".into());
+    let problems = admit(&it, &offer()).unwrap_err();
+    let told: Vec<_> = problems.iter().map(|it| (it.path.as_str(), it.message.as_str())).collect();
+    assert_eq!(told, [("spec.class", "\"vm\" is no class; known: container, gvisor")]);
 }
 
 #[test]
