@@ -21,6 +21,7 @@ mod lifecycle;
 mod network;
 mod objects;
 mod page_cache;
+mod private_authority;
 mod progress;
 mod reports;
 mod running;

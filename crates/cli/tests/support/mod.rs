@@ -7,6 +7,7 @@ mod busybox;
 mod instance;
 mod leftovers;
 mod program;
+mod registry;
 
 #[allow(unused_imports, reason = "each test program uses its own part")]
 pub use busybox::{IMAGE, archive};
@@ -16,6 +17,8 @@ pub use instance::{Instance, wait_until};
 pub use leftovers::processes_of;
 #[allow(unused_imports, reason = "each test program uses its own part")]
 pub use program::{Finished, Running, atoll, finish};
+#[allow(unused_imports, reason = "each test program uses its own part")]
+pub use registry::{Behaviour, Registry, Served};
 
 /// Classes that run real programs.
 pub const REAL_CLASSES: [&str; 2] = ["container", "gvisor"];

@@ -30,6 +30,14 @@ pub enum RegistryError {
         /// Why, as far as it is known.
         detail: String,
     },
+    /// It does not prove to be who it says.
+    #[error("{host} shows a certificate that is not trusted: {detail}")]
+    NotTrusted {
+        /// The registry, or where it redirected to.
+        host: String,
+        /// What is wrong with its certificate, and what can be done.
+        detail: String,
+    },
     /// An answer ended early.
     #[error("the connection broke off: {detail}")]
     Cut {
@@ -110,11 +118,32 @@ impl RegistryError {
             }
             Self::Certificate { .. } => ImageErrorKind::Internal,
             Self::Unreachable { .. }
+            | Self::NotTrusted { .. }
             | Self::Cut { .. }
             | Self::Status { .. }
             | Self::Redirect { .. }
             | Self::Protocol { .. } => ImageErrorKind::Unavailable,
         }
+    }
+
+    /// A request to that host and port without an answer.
+    pub(crate) fn no_answer(host: String, error: &reqwest::Error) -> Self {
+        let mut detail = chain(error);
+        // SOURCE: rustls, Error::InvalidCertificate. It lies too deep in foreign errors to be taken out of them.
+        if !detail.contains("invalid peer certificate") {
+            // SOURCE: rustls, InvalidMessage::InvalidContentType: what came is no record of TLS.
+            if detail.contains("InvalidContentType") {
+                detail +=
+                    " (it does not speak TLS; --plain-http is for registries on this machine)";
+            }
+            return Self::Unreachable { host, detail };
+        }
+        // BadSignature: an authority of the same name, with another key, is trusted.
+        if detail.contains("UnknownIssuer") || detail.contains("BadSignature") {
+            detail +=
+                " (put the certificate of a private authority into the data directory's certs/)";
+        }
+        Self::NotTrusted { host, detail }
     }
 
     /// A body that ended early.
@@ -156,13 +185,7 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
             "the request failed".to_owned()
         });
     }
-    let text = parts.join(": ");
-    if text.contains("UnknownIssuer") {
-        return format!(
-            "{text} (put the certificate of a private authority into the data directory's certs/)"
-        );
-    }
-    text
+    parts.join(": ")
 }
 
 /// What a registry said, for people: escaped, cut at 200 characters.

@@ -305,10 +305,8 @@ impl Client {
     }
 
     fn unreachable(&self, url: &Url, error: &reqwest::Error) -> RegistryError {
-        RegistryError::Unreachable {
-            host: authority(url).unwrap_or_else(|| self.registry.clone()),
-            detail: error::chain(error),
-        }
+        let host = authority(url).unwrap_or_else(|| self.registry.clone());
+        RegistryError::no_answer(host, error)
     }
 
     /// Gives the response back when its status is one of these, else what it means.
