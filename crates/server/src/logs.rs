@@ -1,11 +1,15 @@
 //! Reading a container's log while it is written and rotated, and learning of changes from the kernel.
+//!
+//! Never follows a link out of a sandbox's directory, and reads regular files alone: whoever could put something else in a log's place
+//! would read the host's files with it.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::inotify;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, inotify};
+use rustix::io::Errno;
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -27,6 +31,16 @@ impl LogReader {
     /// From the first byte that is kept.
     pub(crate) fn new(path: PathBuf) -> Self {
         Self { path, file: None, begun: false, partial: Vec::new() }
+    }
+
+    /// Whether what is there is a log that may be read.
+    ///
+    /// # Errors
+    /// `InvalidData` when a link or something other than a regular file stands in a log's place; what opening it answers.
+    pub(crate) async fn check(&self) -> io::Result<()> {
+        open(&self.rotated()).await?;
+        open(&self.path).await?;
+        Ok(())
     }
 
     /// The next whole lines; empty: there are none at the moment.
@@ -80,14 +94,42 @@ impl LogReader {
     }
 }
 
+/// `None`: there is none.
 async fn open(path: &Path) -> io::Result<Option<(File, u64)>> {
-    match File::open(path).await {
-        Ok(file) => {
-            let inode = file.metadata().await?.ino();
-            Ok(Some((file, inode)))
+    let wanted = path.to_owned();
+    match tokio::task::spawn_blocking(move || open_beneath(&wanted)).await? {
+        Ok(found) => {
+            let inode = found.metadata()?.ino();
+            Ok(Some((File::from_std(found), inode)))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// Opens `<directory>/logs/<name>`: from the sandbox's directory on there is no link, and what is found is a regular file.
+fn open_beneath(path: &Path) -> io::Result<std::fs::File> {
+    let refused = |what: &str| {
+        let text = format!("{} {what}: it is not read", path.display());
+        io::Error::new(io::ErrorKind::InvalidData, text)
+    };
+    let linked = |errno| match errno {
+        Errno::LOOP => refused("leads through a symbolic link"),
+        errno => io::Error::from(errno),
+    };
+    let logs = path.parent().ok_or_else(|| refused("lies in no directory"))?;
+    let sandbox = logs.parent().ok_or_else(|| refused("lies in no sandbox's directory"))?;
+    let below = path.strip_prefix(sandbox).map_err(|_| refused("lies in no directory"))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let sandbox = rustix::fs::openat(CWD, sandbox, flags, Mode::empty()).map_err(linked)?;
+    // A FIFO without a writer must not hold anybody up before it is refused.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let file = rustix::fs::openat2(sandbox, below, flags, Mode::empty(), resolve);
+    let file = std::fs::File::from(file.map_err(linked)?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(refused("is no regular file")),
     }
 }
 
@@ -101,7 +143,9 @@ impl Changes {
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         let kinds = inotify::WatchFlags::MODIFY
             | inotify::WatchFlags::CREATE
-            | inotify::WatchFlags::MOVED_TO;
+            | inotify::WatchFlags::MOVED_TO
+            | inotify::WatchFlags::ONLYDIR
+            | inotify::WatchFlags::DONT_FOLLOW;
         inotify::add_watch(&watch, directory, kinds)?;
         Ok(Self(pipe::Receiver::from_owned_fd_unchecked(watch)?))
     }
@@ -140,6 +184,54 @@ mod tests {
         std::fs::write(&path, "e\n").unwrap();
         Changes::next(&mut changes).await;
         assert_eq!(reader.read_lines().await.unwrap(), b"e\n");
+    }
+
+    /// What GO-2026-5622 was: a log that had become a link was read with the rights of the daemon.
+    #[tokio::test]
+    async fn nothing_but_a_log_is_read_in_a_logs_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let secret = directory.path().join("secret");
+        std::fs::write(&secret, "secret\n").unwrap();
+        let sandbox = directory.path().join("sandbox");
+        let path = sandbox.join("logs/main.log");
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let refused = async |why: &str| {
+            let mut reader = LogReader::new(path.clone());
+            let error = reader.check().await.unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+            assert_eq!(reader.read_lines().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        };
+        for place in ["logs/main.log", "logs/main.log.1"] {
+            let place = sandbox.join(place);
+            for target in [secret.as_path(), Path::new("../../secret"), Path::new("none")] {
+                std::os::unix::fs::symlink(target, &place).unwrap();
+                refused("symbolic link").await;
+                std::fs::remove_file(&place).unwrap();
+            }
+            rustix::fs::mkfifoat(CWD, &place, Mode::RUSR).unwrap();
+            refused("no regular file").await;
+            std::fs::remove_file(&place).unwrap();
+        }
+        // In the middle of being followed.
+        std::fs::write(&path, "own\n").unwrap();
+        let mut reader = LogReader::new(path.clone());
+        assert_eq!(reader.read_lines().await.unwrap(), b"own\n");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&secret, &path).unwrap();
+        reader.read_lines().await.unwrap_err();
+        // A directory above it.
+        std::fs::remove_dir_all(sandbox.join("logs")).unwrap();
+        std::fs::rename(&secret, directory.path().join("main.log")).unwrap();
+        std::os::unix::fs::symlink(directory.path(), sandbox.join("logs")).unwrap();
+        refused("symbolic link").await;
+        assert!(Changes::of(&path).is_err(), "nor is it watched");
+        std::fs::remove_file(sandbox.join("logs")).unwrap();
+        std::fs::remove_dir(&sandbox).unwrap();
+        std::fs::create_dir_all(directory.path().join("other/logs")).unwrap();
+        std::fs::write(directory.path().join("other/logs/main.log"), "other's\n").unwrap();
+        std::os::unix::fs::symlink(directory.path().join("other"), &sandbox).unwrap();
+        // The kernel's word for it, where a directory is asked for.
+        assert!(LogReader::new(path.clone()).check().await.is_err());
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use atoll_wire::log::LogRecord;
 use atoll_wire::rest::Sandbox;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -56,6 +56,7 @@ pub(super) async fn logs(
     let owner = app.owner(&sandbox)?;
     let container = app.container(&owner, params.container.as_deref())?;
     let path = app.log_path(&owner, &sandbox, &container);
+    LogReader::new(path.clone()).check().await.map_err(|error| unreadable(&container, &error))?;
     let (sender, receiver) = mpsc::channel(CHANNEL_CHUNKS);
     let mut ending = app.ending();
     tokio::spawn(async move {
@@ -69,6 +70,15 @@ pub(super) async fn logs(
     });
     let body = Body::from_stream(ReceiverStream::new(receiver).map(Ok::<Bytes, Infallible>));
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
+}
+
+/// The place stays in the server's log: clients learn no paths of the host.
+fn unreadable(container: &str, error: &std::io::Error) -> ApiError {
+    tracing::error!(%error, container, "a log is refused");
+    let text = format!(
+        "the log of container {container:?} cannot be read, or something else stands in its place: see the server's log"
+    );
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", text)
 }
 
 impl App {

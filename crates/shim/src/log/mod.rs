@@ -1,16 +1,20 @@
 //! A container's log: bounded, rotated, exact about what is missing.
 //!
 //! Owns `<container>.log`, `.log.1` and `.log.at`. Never fails its caller: output that cannot be written (a full disk) is counted as dropped,
-//! marked in the log as soon as it can be, and the sandbox goes on. Never holds output back: what was appended is in the file.
+//! marked in the log as soon as it can be, and the sandbox goes on. Never holds output back: what was appended is in the file. Never follows a
+//! link, and writes regular files alone: whatever else stands in a log's place is left as it is.
 
 mod position;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use atoll_wire::log::{LogRecord, LogStream, MAX_TEXT_BYTES};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 
 use position::{Mark, Position, PositionFile};
 
@@ -42,11 +46,23 @@ fn now() -> String {
     format!("{:.9}", jiff::Timestamp::now())
 }
 
+/// Opens a file of the logs, or makes it, for their owner alone. A FIFO or a device in its place is refused before anybody could wait for it.
+fn open_regular(directory: BorrowedFd<'_>, name: &str, access: OFlags) -> Result<File, Errno> {
+    let flags = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mode = Mode::RUSR | Mode::WUSR;
+    let file = rustix::fs::openat(directory, name, access | flags | OFlags::CLOEXEC, mode)?;
+    match rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
+        rustix::fs::FileType::RegularFile => Ok(file.into()),
+        _ => Err(Errno::INVAL),
+    }
+}
+
 /// Writes one container's log.
 #[derive(Debug)]
 pub(crate) struct LogWriter {
-    path: PathBuf,
-    previous_path: PathBuf,
+    /// Of the logs; `None` where there is no such directory.
+    directory: Option<OwnedFd>,
+    name: String,
     position_file: PositionFile,
     /// Of each of the two files.
     max_file_bytes: u64,
@@ -62,13 +78,17 @@ pub(crate) struct LogWriter {
 
 impl LogWriter {
     /// Opens the log, or goes on with it where an earlier shim stopped. A log that cannot be opened drops everything.
-    pub(crate) fn open(directory: &std::path::Path, container: &str, max_bytes: u64) -> Self {
-        let path = directory.join(format!("{container}.log"));
-        let position_file = PositionFile::open(&directory.join(format!("{container}.log.at")));
+    pub(crate) fn open(directory: &Path, container: &str, max_bytes: u64) -> Self {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(directory, flags, Mode::empty()).ok();
+        let name = format!("{container}.log");
+        let position_file = directory.as_ref().and_then(|directory| {
+            open_regular(directory.as_fd(), &format!("{name}.at"), OFlags::RDWR).ok()
+        });
         let mut writer = Self {
-            previous_path: directory.join(format!("{container}.log.1")),
-            path,
-            position_file,
+            directory,
+            name,
+            position_file: PositionFile::new(position_file),
             max_file_bytes: max_bytes / 2,
             file: None,
             at: Position::default(),
@@ -83,7 +103,7 @@ impl LogWriter {
 
     /// Goes back to what is certainly in the file: a record that was cut by the death of its writer is cut off.
     fn recover(&mut self) {
-        let length = fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
+        let length = self.length_bytes();
         let Some(stored) = self.position_file.read() else { return self.open_file() };
         self.at = stored.at;
         if length == stored.intended.length_bytes {
@@ -108,13 +128,18 @@ impl LogWriter {
         if self.max_file_bytes < MIN_FILE_BYTES {
             return;
         }
-        self.file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-            .open(&self.path)
-            .ok();
+        let flags = OFlags::WRONLY | OFlags::APPEND;
+        self.file = self
+            .directory
+            .as_ref()
+            .and_then(|directory| open_regular(directory.as_fd(), &self.name, flags).ok());
+    }
+
+    /// Of the current file; 0 where there is none.
+    fn length_bytes(&self) -> u64 {
+        let Some(directory) = &self.directory else { return 0 };
+        rustix::fs::statat(directory, &self.name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0))
     }
 
     /// Bytes of output that are not on disk any more, or never were.
@@ -261,7 +286,9 @@ impl LogWriter {
 
     fn rotate(&mut self) {
         self.file = None;
-        if fs::rename(&self.path, &self.previous_path).is_ok() {
+        let previous = format!("{}.1", self.name);
+        let moved = |directory| rustix::fs::renameat(directory, &self.name, directory, previous);
+        if self.directory.as_ref().is_some_and(|directory| moved(directory).is_ok()) {
             self.at.mark.length_bytes = 0;
             self.at.forget_previous();
         }

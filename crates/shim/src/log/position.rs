@@ -3,9 +3,8 @@
 //! Written before each write of the log, with what is there and what is intended: the log's length then says which of the two holds.
 //! Survives the death of a shim, not of the machine (a sandbox does not either).
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use super::Output;
 
@@ -73,16 +72,8 @@ pub(super) struct Stored {
 pub(super) struct PositionFile(Option<File>);
 
 impl PositionFile {
-    pub(super) fn open(path: &Path) -> Self {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-            .open(path);
-        Self(file.ok())
+    pub(super) const fn new(file: Option<File>) -> Self {
+        Self(file)
     }
 
     pub(super) fn read(&self) -> Option<Stored> {

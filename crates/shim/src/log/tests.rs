@@ -1,3 +1,5 @@
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::*;
@@ -127,4 +129,42 @@ fn a_damaged_position_is_no_position() {
     let mut log = LogWriter::open(directory.path(), "main", 1 << 20);
     log.append(Output::Stdout, 0, b"works\n");
     assert_eq!(text(&records(&directory.path().join("main.log")), LogStream::Stdout), b"works\n");
+}
+
+/// The other half of GO-2026-5622: who writes logs as root must not be led to the host's files either.
+#[test]
+fn nothing_is_written_or_moved_through_what_stands_in_a_logs_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let (host, logs) = (directory.path().join("host"), directory.path().join("logs"));
+    let stored = "a file of the host\n".repeat(1000);
+    fs::write(&host, &stored).unwrap();
+    let output = b"output\n".repeat(100);
+    for linked in ["main.log", "main.log.at", "main.log.1"] {
+        fs::create_dir(&logs).unwrap();
+        symlink(&host, logs.join(linked)).unwrap();
+        let mut log = LogWriter::open(&logs, "main", 4096);
+        for round in 0..20 {
+            log.append(Output::Stdout, round * output.len() as u64, &output);
+        }
+        drop(log);
+        // Also for who takes over.
+        LogWriter::open(&logs, "main", 4096).append(Output::Stdout, 0, &output);
+        assert_eq!(fs::read_to_string(&host).unwrap(), stored, "through {linked}");
+        fs::remove_dir_all(&logs).unwrap();
+    }
+    // Nobody reads it: a writer would wait for ever.
+    fs::create_dir(&logs).unwrap();
+    crate::directory::make_fifo(&logs.join("main.log")).unwrap();
+    let mut log = LogWriter::open(&logs, "main", 4096);
+    log.append(Output::Stdout, 0, b"lost\n");
+    assert_eq!(log.dropped_bytes(), 5);
+    drop(log);
+    fs::remove_dir_all(&logs).unwrap();
+    let elsewhere = directory.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    symlink(&elsewhere, &logs).unwrap();
+    let mut log = LogWriter::open(&logs, "main", 4096);
+    log.append(Output::Stdout, 0, b"lost\n");
+    assert_eq!(log.dropped_bytes(), 5);
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0, "nothing is made elsewhere");
 }
