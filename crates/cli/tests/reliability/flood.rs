@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::{IMAGE, instance_with_image, skipped, wait_until};
+use crate::support::{IMAGE, in_each_class, instance_with_image, skipped, wait_until};
 
 /// In MiB.
 const WRITTEN: u64 = 1024;
@@ -59,4 +59,44 @@ fn a_gigabyte_of_output_is_bounded_and_counted_and_harms_nobody() {
     instance.atoll(["delete", "sandbox/flood"]).succeeded();
     instance.atoll(["delete", "sandbox/neighbour"]).succeeded();
     instance.end();
+}
+
+#[test]
+fn the_oldest_lines_go_first_and_what_went_is_counted_to_the_byte() {
+    in_each_class("log_rotation", |instance, class| {
+        let name = format!("lines-{class}");
+        // An eighth of the disk is the logs': a record of such a line takes about 50 bytes, so that a third of them fits.
+        let (lines, share) = (60_000, 1 << 20);
+        let text = format!(
+            "kind: Sandbox\nid: {name}\nspec:\n  class: {class}\n  containers:\n    - name: main\n      image: {IMAGE}\n      args: [sh, -c, 'seq 1 {lines}; echo last']\n      resource: {{ephemeral_storage: 8Mi}}\n"
+        );
+        instance.atoll_with_input(["create", "-f", "-"], text.as_bytes()).succeeded();
+        let sandbox = format!("sandbox/{name}");
+        instance
+            .atoll(["wait", sandbox.as_str(), "--for", "succeeded", "--timeout", "100s"])
+            .succeeded();
+        let mut written: String = (1..=lines).map(|line| format!("{line}\n")).collect();
+        written += "last\n";
+        let dropped = || {
+            let shown = instance.sandbox(&name).expect("it is there");
+            shown["status"]["containers"][0]["log_dropped_bytes"].as_u64().unwrap_or(0)
+        };
+        // To the byte, not to the line: the first that is kept may be the rest of one.
+        let check = || {
+            let kept = instance.atoll(["logs", &name]).succeeded();
+            let missing =
+                written.strip_suffix(&kept).expect("the newest lines, all of them, in order");
+            assert!(kept.len() > written.len() / 8, "{} bytes are all that is kept", kept.len());
+            assert_eq!(dropped(), missing.len() as u64);
+        };
+        check();
+        let uid = instance.sandbox(&name).expect("it is there")["uid"].as_str().unwrap().to_owned();
+        let on_disk = bytes_below(&instance.data_dir().join("sandboxes").join(uid).join("logs"));
+        assert!(on_disk <= share + 4096, "{on_disk} bytes of a share of {share}");
+        // The next server knows it too.
+        instance.kill_server();
+        instance.up();
+        check();
+        instance.atoll(["delete", &sandbox]).succeeded();
+    });
 }
