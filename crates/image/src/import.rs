@@ -16,7 +16,7 @@ use crate::digest::Digest;
 use crate::error::{ImageError, io_error};
 use crate::manifest::{self, Descriptor, Document, MAX_MANIFEST_BYTES};
 use crate::progress::{ProgressEvent, ProgressSink};
-use crate::store::{ImageRecord, Inner, LayerJob, Pins};
+use crate::store::{ImageRecord, ImageStore, ImageSummary, Inner, LayerJob, Pins, blocking};
 use crate::unpack::{Staged, StagedKind};
 
 /// Deepest nesting of indexes in a layout. `docker buildx` writes two.
@@ -34,8 +34,37 @@ struct ArchivedImage {
     layers: Vec<(PathBuf, Digest, u64)>,
 }
 
+impl ImageStore {
+    /// Imports an archive: `docker save`, OCI layout, or a root file system; plain, gzip or zstd. With a reference the archive's own
+    /// names are ignored. Without one they are used, except that none of them takes over a name that stands for another image.
+    ///
+    /// # Errors
+    /// See [`ImageError`]; nothing is left of a failed import.
+    pub async fn import(
+        &self,
+        path: impl Into<PathBuf>,
+        reference: Option<ImageReference>,
+        progress: ProgressSink,
+    ) -> Result<Vec<ImageSummary>, ImageError> {
+        let (inner, path) = (Arc::clone(&self.inner), path.into());
+        blocking(move || {
+            inner.make_room();
+            match import(&inner, &path, reference.as_ref(), &progress) {
+                Ok(digests) => {
+                    Ok(digests.iter().filter_map(|digest| inner.summary(digest)).collect())
+                }
+                Err(error) => {
+                    inner.sweep();
+                    Err(error)
+                }
+            }
+        })
+        .await
+    }
+}
+
 /// Imports an archive; gives the manifest digests.
-pub(crate) fn import(
+fn import(
     store: &Arc<Inner>,
     path: &Path,
     reference: Option<&ImageReference>,

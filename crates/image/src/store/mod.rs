@@ -30,13 +30,12 @@ use std::time::{Duration, Instant};
 use atoll_model::image_reference::{ImageReference, parse_registry};
 use rustix::fs::{FlockOperation, flock};
 
+use crate::atomic_file;
 use crate::config::ImageConfig;
 use crate::credentials::{CredentialFile, Credentials};
 use crate::digest::Digest;
 use crate::error::{ImageError, io_error};
-use crate::progress::ProgressSink;
 use crate::unpack::{Limits, UnpackHelper};
-use crate::{atomic_file, import};
 
 pub use collect::{Collected, HighWater};
 use downloads::Downloads;
@@ -166,33 +165,6 @@ impl ImageStore {
         let directory = directory.into();
         blocking(move || {
             Inner::open(directory, options).map(|inner| Self { inner: Arc::new(inner) })
-        })
-        .await
-    }
-
-    /// Imports an archive: `docker save`, OCI layout, or a root file system; plain, gzip or zstd. With a reference the archive's own
-    /// names are ignored. Without one they are used, except that none of them takes over a name that stands for another image.
-    ///
-    /// # Errors
-    /// See [`ImageError`]; nothing is left of a failed import.
-    pub async fn import(
-        &self,
-        path: impl Into<PathBuf>,
-        reference: Option<ImageReference>,
-        progress: ProgressSink,
-    ) -> Result<Vec<ImageSummary>, ImageError> {
-        let (inner, path) = (Arc::clone(&self.inner), path.into());
-        blocking(move || {
-            inner.make_room();
-            match import::import(&inner, &path, reference.as_ref(), &progress) {
-                Ok(digests) => {
-                    Ok(digests.iter().filter_map(|digest| inner.summary(digest)).collect())
-                }
-                Err(error) => {
-                    inner.sweep();
-                    Err(error)
-                }
-            }
         })
         .await
     }
