@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use crate::error::NetworkError;
-use crate::route::{End, Route, RouteSocket, host_length};
+use crate::route::{End, InterfaceIndex, Route, RouteSocket, host_length};
 use crate::rules::{HostNames, UPLINK_IN_RING};
 use crate::subnet::{MacAddress, Subnet};
 
@@ -21,58 +21,21 @@ pub(crate) fn ensure(
     names: &HostNames,
     subnet: &Subnet,
 ) -> Result<(), NetworkError> {
-    let ends = (host.index(&names.uplink)?, ring.index(UPLINK_IN_RING)?);
-    let (on_host, in_ring) = match ends {
-        (Some(on_host), Some(in_ring)) => (on_host, in_ring),
-        (on_host, in_ring) => {
-            for (socket, left) in [(&mut *host, on_host), (&mut *ring, in_ring)] {
-                left.map_or(Ok(()), |left| socket.remove(left))?;
-            }
-            let here = End { name: &names.uplink, mac: MAC_ON_HOST };
-            let there = End { name: UPLINK_IN_RING, mac: MAC_IN_RING };
-            // An interface of the host has no addresses but those it is given.
-            host.make_pair(&here, &there, ring_namespace)?;
-            let missing = || {
-                NetworkError::kernel("find the uplink")(std::io::Error::from(
-                    std::io::ErrorKind::NotFound,
-                ))
-            };
-            let on_host = host.index(&names.uplink)?.ok_or_else(missing)?;
-            (on_host, ring.index(UPLINK_IN_RING)?.ok_or_else(missing)?)
-        }
-    };
-    let (host_addresses, ring_addresses) = (subnet.uplink_host(), subnet.uplink_ring());
+    let ends = ensure_pair(host, ring, ring_namespace, names)?;
     let setting = |name: &str| format!("/proc/sys/net/ipv6/conf/{}/{name}", names.uplink);
     // Set before it is up, where the kernel has IPv6.
     for (name, value) in [("addr_gen_mode", "1"), ("accept_ra", "0")] {
         write_if_there(Path::new(&setting(name)), value)?;
     }
-    for address in host_addresses.both() {
-        host.add_address(on_host, address)?;
+    for address in subnet.uplink_host().both() {
+        host.add_address(ends.on_host, address)?;
     }
-    for address in ring_addresses.both() {
-        ring.add_address(in_ring, address)?;
+    for address in subnet.uplink_ring().both() {
+        ring.add_address(ends.in_ring, address)?;
     }
-    host.bring_up_silent(on_host)?;
-    ring.bring_up_silent(in_ring)?;
-    let ((ipv4, length4), (ipv6, length6)) = (subnet.ipv4(), subnet.ipv6());
-    let networks: [(IpAddr, u8); 2] = [(ipv4.into(), length4), (ipv6.into(), length6)];
-    let everywhere: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-    let pairs = host_addresses.both().into_iter().zip(ring_addresses.both());
-    for ((at_host, at_ring), (network, everywhere)) in
-        pairs.zip(networks.into_iter().zip(everywhere))
-    {
-        host.add_neighbour(on_host, at_ring, MAC_IN_RING)?;
-        ring.add_neighbour(in_ring, at_host, MAC_ON_HOST)?;
-        let direct =
-            |to, through| Route { to: (to, host_length(to)), through, gateway: None, source: None };
-        host.add_route(&direct(at_ring, on_host))?;
-        ring.add_route(&direct(at_host, in_ring))?;
-        let (through, gateway) = (on_host, Some(at_ring));
-        host.add_route(&Route { to: network, through, gateway, source: None })?;
-        let (through, gateway) = (in_ring, Some(at_host));
-        ring.add_route(&Route { to: (everywhere, 0), through, gateway, source: None })?;
-    }
+    host.bring_up_silent(ends.on_host)?;
+    ring.bring_up_silent(ends.in_ring)?;
+    add_routes(host, ring, &ends, subnet)?;
     // The gateway of every slot: on no wire, as all interfaces of the ring answer for it.
     if let Some(loopback) = ring.index("lo")? {
         for address in subnet.gateway().both() {
@@ -81,6 +44,65 @@ pub(crate) fn ensure(
         ring.bring_up(loopback)?;
     }
     let_host_forward()
+}
+
+/// The numbers of the uplink's interfaces.
+struct Ends {
+    on_host: InterfaceIndex,
+    in_ring: InterfaceIndex,
+}
+
+/// The pair of interfaces, made anew where one of them is missing.
+fn ensure_pair(
+    host: &mut RouteSocket,
+    ring: &mut RouteSocket,
+    ring_namespace: BorrowedFd<'_>,
+    names: &HostNames,
+) -> Result<Ends, NetworkError> {
+    let found = (host.index(&names.uplink)?, ring.index(UPLINK_IN_RING)?);
+    if let (Some(on_host), Some(in_ring)) = found {
+        return Ok(Ends { on_host, in_ring });
+    }
+    for (socket, left) in [(&mut *host, found.0), (&mut *ring, found.1)] {
+        left.map_or(Ok(()), |left| socket.remove(left))?;
+    }
+    let here = End { name: &names.uplink, mac: MAC_ON_HOST };
+    let there = End { name: UPLINK_IN_RING, mac: MAC_IN_RING };
+    // An interface of the host has no addresses but those it is given.
+    host.make_pair(&here, &there, ring_namespace)?;
+    let missing = || {
+        NetworkError::kernel("find the uplink")(std::io::Error::from(std::io::ErrorKind::NotFound))
+    };
+    let on_host = host.index(&names.uplink)?.ok_or_else(missing)?;
+    Ok(Ends { on_host, in_ring: ring.index(UPLINK_IN_RING)?.ok_or_else(missing)? })
+}
+
+/// The host finds the ring's networks, and the ring everything, each through the other's end.
+fn add_routes(
+    host: &mut RouteSocket,
+    ring: &mut RouteSocket,
+    ends: &Ends,
+    subnet: &Subnet,
+) -> Result<(), NetworkError> {
+    let ((ipv4, length4), (ipv6, length6)) = (subnet.ipv4(), subnet.ipv6());
+    let networks: [(IpAddr, u8); 2] = [(ipv4.into(), length4), (ipv6.into(), length6)];
+    let everywhere: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    let pairs = subnet.uplink_host().both().into_iter().zip(subnet.uplink_ring().both());
+    for ((at_host, at_ring), (network, everywhere)) in
+        pairs.zip(networks.into_iter().zip(everywhere))
+    {
+        host.add_neighbour(ends.on_host, at_ring, MAC_IN_RING)?;
+        ring.add_neighbour(ends.in_ring, at_host, MAC_ON_HOST)?;
+        let direct =
+            |to, through| Route { to: (to, host_length(to)), through, gateway: None, source: None };
+        host.add_route(&direct(at_ring, ends.on_host))?;
+        ring.add_route(&direct(at_host, ends.in_ring))?;
+        let (through, gateway) = (ends.on_host, Some(at_ring));
+        host.add_route(&Route { to: network, through, gateway, source: None })?;
+        let (through, gateway) = (ends.in_ring, Some(at_host));
+        ring.add_route(&Route { to: (everywhere, 0), through, gateway, source: None })?;
+    }
+    Ok(())
 }
 
 /// Removes the uplink's interfaces. Missing ones are fine.

@@ -49,42 +49,21 @@ pub async fn run(
     config: ServerConfig,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServerError> {
-    let ServerConfig { data_dir, listen, runtimes, .. } = &config;
-    let token = data_dir.token()?;
+    let token = config.data_dir.token()?;
     // Bound before anything is taken up: a second address that cannot be had must not cost a recovery.
-    let listener = serve::Listener::bind(listen).await?;
-    let (store, bad) = store::Store::open(&data_dir.store_directory(), store::Limits::default())?;
-    let offer = offer(runtimes, &config.missing_classes, config.network.clone());
-    let context = Arc::new(owner::Context {
-        store,
-        images: Arc::clone(&config.images),
-        runtimes: runtimes
-            .iter()
-            .filter_map(|it| Some((class_of(it.class())?, Arc::clone(it))))
-            .collect(),
-        missing: offer.missing.clone(),
-        node_name: config.node_name.clone(),
-        launches: Arc::new(Semaphore::new(
-            config.concurrent_launches.unwrap_or(config::DEFAULT_CONCURRENT_LAUNCHES),
-        )),
-        boosts: Mutex::new(Boosts::for_cores(
-            std::thread::available_parallelism().map_or(1, NonZero::get),
-        )),
-        metrics: Arc::new(metrics::Metrics::new()),
-        traces: traces::Traces::to(std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().as_deref()),
-        sandboxes_directory: data_dir.sandboxes_directory(),
-        owners: owner::Owners::default(),
-        tasks: TaskTracker::new(),
-        ending: CancellationToken::new(),
-    });
+    let listener = serve::Listener::bind(&config.listen).await?;
+    let (store, bad) =
+        store::Store::open(&config.data_dir.store_directory(), store::Limits::default())?;
+    let offer = offer(&config.runtimes, &config.missing_classes, config.network.clone());
+    let context = context(&config, store, &offer);
     recover::recover(&context, bad).await;
-    for runtime in runtimes {
+    for runtime in &config.runtimes {
         runtime.prewarm(plan::disk_shares(admission::DEFAULT_DISK).0).await;
     }
     let request_prefix = getrandom::u32().unwrap_or_default();
     let app = Arc::new(api::App::new(Arc::clone(&context), offer, token, request_prefix));
-    let address = listener.address(listen);
-    data_dir.write_server_record(&address)?;
+    let address = listener.address(&config.listen);
+    config.data_dir.write_server_record(&address)?;
     tracing::info!(address, version = VERSION, "serving");
     let ending = app.ending();
     let serving =
@@ -97,19 +76,52 @@ pub async fn run(
     if let Err(error) = serving.await {
         tracing::error!(%error, "serving ended badly");
     }
+    end(&context, &config.runtimes).await;
+    config.data_dir.remove_server_record();
+    tracing::info!("ended; sandboxes that were not deleted go on");
+    Ok(())
+}
+
+/// What all owners of this server's sandboxes are to share.
+fn context(
+    config: &ServerConfig,
+    store: store::Store,
+    offer: &admission::Offer,
+) -> Arc<owner::Context> {
+    let runtimes = config.runtimes.iter();
+    Arc::new(owner::Context {
+        store,
+        images: Arc::clone(&config.images),
+        runtimes: runtimes.filter_map(|it| Some((class_of(it.class())?, Arc::clone(it)))).collect(),
+        missing: offer.missing.clone(),
+        node_name: config.node_name.clone(),
+        launches: Arc::new(Semaphore::new(
+            config.concurrent_launches.unwrap_or(config::DEFAULT_CONCURRENT_LAUNCHES),
+        )),
+        boosts: Mutex::new(Boosts::for_cores(
+            std::thread::available_parallelism().map_or(1, NonZero::get),
+        )),
+        metrics: Arc::new(metrics::Metrics::new()),
+        traces: traces::Traces::to(std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().as_deref()),
+        sandboxes_directory: config.data_dir.sandboxes_directory(),
+        owners: owner::Owners::default(),
+        tasks: TaskTracker::new(),
+        ending: CancellationToken::new(),
+    })
+}
+
+/// Ends owners, then the store that they write to, then runtimes and traces.
+async fn end(context: &owner::Context, runtimes: &[Arc<dyn Runtime>]) {
     context.ending.cancel();
     context.tasks.close();
     context.tasks.wait().await;
     context.store.close().await;
-    for runtime in &config.runtimes {
+    for runtime in runtimes {
         runtime.shutdown().await;
     }
     let traces = context.traces.clone();
     // It blocks for a moment.
     tokio::task::spawn_blocking(move || traces.flush()).await.ok();
-    config.data_dir.remove_server_record();
-    tracing::info!("ended; sandboxes that were not deleted go on");
-    Ok(())
 }
 
 async fn wait_for_end(

@@ -177,6 +177,22 @@ pub(crate) fn publish(report: &Report, json: Option<&Path>) -> anyhow::Result<()
 }
 
 fn text(report: &Report, styles: Styles) -> String {
+    let mut text = head_text(report);
+    for contender in &report.contenders {
+        text.push_str(&contender_text(contender, styles));
+    }
+    for burst in &report.bursts {
+        text.push_str(&burst_text(burst));
+    }
+    text.push_str(&ratios_text(&report.ratios));
+    for (rival, reason) in &report.absent {
+        text.push_str(&format!("{rival}: absent ({reason})\n"));
+    }
+    text
+}
+
+/// What was measured, and where.
+fn head_text(report: &Report) -> String {
     let mut text = format!(
         "{}: class {}, image {}, {} times, {} at a time: {}\n",
         report.suite,
@@ -196,39 +212,41 @@ fn text(report: &Report, styles: Styles) -> String {
     if !report.machine.optimised_build {
         text.push_str("This atoll was built without optimisation: its figures say little.\n");
     }
-    for contender in &report.contenders {
-        text.push_str(&format!(
-            "\n{} ({})\n",
-            styles.paint(Colour::Strong, &contender.name),
-            contender.how
-        ));
-        let mut table = Table::new(&["STAGE", "N", "MEAN", "P50", "P95", "P99", "MAX"]);
-        for stage in &contender.stages {
-            let summary = &stage.summary;
-            let mut row = vec![Cell::new(&stage.name), Cell::figure(summary.n.to_string())];
-            for value in [
-                summary.mean_micros,
-                summary.p50_micros,
-                summary.p95_micros,
-                summary.p99_micros,
-                summary.max_micros,
-            ] {
-                row.push(Cell::figure(human_micros(value)));
-            }
-            table.row(row);
+    text
+}
+
+fn contender_text(contender: &Contender, styles: Styles) -> String {
+    let name = styles.paint(Colour::Strong, &contender.name);
+    let mut text = format!("\n{name} ({})\n", contender.how);
+    let mut table = Table::new(&["STAGE", "N", "MEAN", "P50", "P95", "P99", "MAX"]);
+    for stage in &contender.stages {
+        let summary = &stage.summary;
+        let mut row = vec![Cell::new(&stage.name), Cell::figure(summary.n.to_string())];
+        for value in [
+            summary.mean_micros,
+            summary.p50_micros,
+            summary.p95_micros,
+            summary.p99_micros,
+            summary.max_micros,
+        ] {
+            row.push(Cell::figure(human_micros(value)));
         }
-        text.push_str(&table.render(styles));
-        text.push_str(&format!("all in {}", human_micros(contender.makespan_micros)));
-        match contender.failures.first() {
-            Some(first) => text
-                .push_str(&format!("; {} failed, the first: {first}\n", contender.failures.len())),
-            None => text.push('\n'),
+        table.row(row);
+    }
+    text.push_str(&table.render(styles));
+    text.push_str(&format!("all in {}", human_micros(contender.makespan_micros)));
+    match contender.failures.first() {
+        Some(first) => {
+            text.push_str(&format!("; {} failed, the first: {first}\n", contender.failures.len()));
         }
+        None => text.push('\n'),
     }
-    for burst in &report.bursts {
-        text.push_str(&burst_text(burst));
-    }
-    for (rival, stages) in &report.ratios {
+    text
+}
+
+fn ratios_text(ratios: &BTreeMap<String, BTreeMap<String, Ratio>>) -> String {
+    let mut text = String::new();
+    for (rival, stages) in ratios {
         for (stage, ratio) in stages {
             text.push_str(&format!(
                 "\n{rival} / atoll, {stage}: p50 {:.2}, p99 {:.2}",
@@ -236,11 +254,8 @@ fn text(report: &Report, styles: Styles) -> String {
             ));
         }
     }
-    if !report.ratios.is_empty() {
+    if !ratios.is_empty() {
         text.push('\n');
-    }
-    for (rival, reason) in &report.absent {
-        text.push_str(&format!("{rival}: absent ({reason})\n"));
     }
     text
 }

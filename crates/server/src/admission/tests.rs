@@ -1,3 +1,6 @@
+use atoll_model::spec::Command;
+
+use super::container::{DEFAULT_CPU, DEFAULT_MEMORY};
 use super::*;
 
 fn offer() -> Offer {
