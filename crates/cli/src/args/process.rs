@@ -61,7 +61,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "QUANTITY", allow_negative_numbers = true, help_heading = "Limits")]
     pub(crate) disk: Option<String>,
 
-    /// End it after this time, such as 30s or 5m
+    /// End the command when it has run for this time, such as 30s or 5m; what comes before it begins is not counted
     #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "Limits")]
     pub(crate) timeout: Option<Duration>,
 

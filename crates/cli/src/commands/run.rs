@@ -11,6 +11,7 @@ use atoll_wire::rest::{
     SandboxSpec, StopSandbox,
 };
 use reqwest::Method;
+use tokio::sync::oneshot;
 
 use super::exec::{NOT_BEGUN, explain, not_begun, with_terminal_kind};
 use super::{Outcome, connect, exit_code};
@@ -124,21 +125,43 @@ async fn attended(args: &RunArgs, client: &Client, sandbox: &Sandbox) -> Outcome
     };
     let waiting = tokio::spawn(tell_what_is_awaited(client.clone(), sandbox.id.clone()));
     let told = waiting.abort_handle();
-    let running = session.run(move || told.abort());
-    let end = match args.timeout {
-        Some(limit) => tokio::time::timeout(limit, running).await,
-        None => Ok(running.await),
-    };
+    let (begun, begins) = oneshot::channel();
+    let running = session.run(move || {
+        told.abort();
+        // Nobody listens where the time is not limited.
+        let _ = begun.send(());
+    });
+    let end = limited(args.timeout, begins, running).await;
     waiting.abort();
     match end {
-        Ok(end) => outcome(end?, args, client, sandbox).await,
-        Err(_) => {
+        Some(end) => outcome(end?, args, client, sandbox).await,
+        None => {
             if args.keep {
                 stop(client, sandbox).await?;
             }
             output::error(&anyhow::anyhow!("its time (--timeout) is over: it was ended"));
             Ok(TIMED_OUT)
         }
+    }
+}
+
+/// What comes of a command; `None` once its time is over, which begins with the command: pulling and starting are not its doing.
+async fn limited<T>(
+    limit: Option<Duration>,
+    begins: oneshot::Receiver<()>,
+    running: impl Future<Output = T>,
+) -> Option<T> {
+    let over = async {
+        match (limit, begins.await) {
+            (Some(limit), Ok(())) => tokio::time::sleep(limit).await,
+            // It never begins, and ends by itself.
+            (None, _) | (_, Err(_)) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        end = running => Some(end),
+        () = over => None,
     }
 }
 
@@ -222,5 +245,34 @@ async fn tell_what_is_awaited(client: Client, name: String) {
             spinner.set(&message);
         }
         tokio::time::sleep(PATIENCE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(20);
+
+    #[tokio::test]
+    async fn time_before_the_command_begins_is_not_counted() {
+        let (begun, begins) = oneshot::channel();
+        let slow_to_begin = async {
+            tokio::time::sleep(LIMIT * 5).await;
+            begun.send(()).unwrap();
+            7
+        };
+        assert_eq!(limited(Some(LIMIT), begins, slow_to_begin).await, Some(7));
+        let (never, begins) = oneshot::channel();
+        drop(never);
+        assert_eq!(limited(Some(LIMIT), begins, tokio::time::sleep(LIMIT * 5)).await, Some(()));
+    }
+
+    #[tokio::test]
+    async fn a_command_that_has_begun_has_its_time_and_no_more() {
+        let (begun, begins) = oneshot::channel();
+        begun.send(()).unwrap();
+        let endless = std::future::pending::<()>();
+        assert_eq!(limited(Some(LIMIT), begins, endless).await, None);
     }
 }
