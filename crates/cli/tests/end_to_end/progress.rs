@@ -104,6 +104,7 @@ fn answer(mut stream: TcpStream, bodies: &[Vec<u8>; 3]) -> std::io::Result<()> {
         return stream.write_all(body);
     }
     for piece in body.chunks(length.div_ceil(PIECES)) {
+        // Time itself is what a bar waits for: a transfer that takes none has no progress to show.
         std::thread::sleep(PAUSE);
         stream.write_all(piece)?;
     }

@@ -99,6 +99,7 @@ fn kills_at_any_moment_lose_nothing_acknowledged_and_leave_nothing() {
         create.close_stdin();
         let strikes = chance.below(4) == 0;
         if strikes {
+            // The moment of a strike is left to chance, so that in time all of them are tried.
             std::thread::sleep(Duration::from_millis(chance.below(LONGEST_CALM_MILLIS)));
             strike(&instance, &mut chance);
         }

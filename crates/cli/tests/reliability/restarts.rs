@@ -182,6 +182,7 @@ fn with_server_and_shim_killed_an_exit_is_the_guests_record_or_unknown() {
         let_end(instance, &name);
         instance.kill_server();
         kill(instance, shim);
+        // Server and shim are dead, and nobody else can tell when the command has ended: it takes a second.
         std::thread::sleep(std::time::Duration::from_millis(1500));
         instance.up();
         let over = || instance.sandbox(&name).is_some_and(|it| it["status"]["phase"] != "Running");

@@ -205,6 +205,7 @@ fn remove_rest(data_dir: &Path) {
     let deadline = Instant::now() + Duration::from_secs(5);
     while !Leftovers::of(data_dir).is_empty() && Instant::now() < deadline {
         Leftovers::remove(data_dir);
+        // What was killed holds its directories and mounts until it has ended; nothing tells when all of it has.
         std::thread::sleep(INTERVAL);
     }
 }

@@ -211,6 +211,7 @@ fn everyone_but_the_guest_takes_a_signal_for_everyone() {
         if processes.is_empty() {
             return;
         }
+        // The guest tells the end of what it was asked to start, not that of others' children.
         std::thread::sleep(Duration::from_millis(2));
     }
     panic!("somebody is left");

@@ -310,6 +310,7 @@ fn a_fork_bomb_in_gvisor_stays_within_its_limit() {
             }
             (of, message) => panic!("{of}: {message:?}"),
         }
+        // Nothing tells how many there are by now: it is asked for over half a second, in which the bomb meets its limit again and again.
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     assert_eq!(most as u64, LIMIT, "it reached its limit, and no more");
