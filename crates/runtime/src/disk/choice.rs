@@ -32,8 +32,7 @@ impl FromStr for DiskChoice {
     type Err = UnknownBackend;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let backends = [DiskBackend::Image, DiskBackend::Btrfs, DiskBackend::ProjectQuota];
-        match backends.into_iter().find(|backend| backend.name() == text) {
+        match ALL.into_iter().find(|backend| backend.name() == text) {
             Some(backend) => Ok(Self::Only(backend)),
             None if text == AUTO => Ok(Self::Auto),
             None => Err(UnknownBackend),
@@ -51,6 +50,7 @@ impl fmt::Display for DiskChoice {
 }
 
 const AUTO: &str = "auto";
+const ALL: [DiskBackend; 3] = [DiskBackend::Image, DiskBackend::Btrfs, DiskBackend::ProjectQuota];
 
 /// A word that names no backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -77,6 +77,12 @@ pub fn choose(data_dir: &Path, choice: DiskChoice) -> Result<ChosenDisks, String
         DiskChoice::Only(backend) => attempt(data_dir, backend),
         DiskChoice::Auto => automatic(data_dir),
     }
+}
+
+/// Tries every backend in `data_dir`, as [`choose`] tries one; the error says what is missing and what to do.
+#[must_use]
+pub fn try_all(data_dir: &Path) -> Vec<(DiskBackend, Result<ChosenDisks, String>)> {
+    ALL.map(|backend| (backend, attempt(data_dir, backend))).into()
 }
 
 fn automatic(data_dir: &Path) -> Result<ChosenDisks, String> {

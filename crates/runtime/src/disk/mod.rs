@@ -31,7 +31,7 @@ use rustix::io::Errno;
 use crate::RuntimeError;
 
 pub(crate) use choice::maker;
-pub use choice::{ChosenDisks, DiskChoice, UnknownBackend, choose};
+pub use choice::{ChosenDisks, DiskChoice, UnknownBackend, choose, try_all};
 pub use trial::FullDisk;
 
 /// A new, empty disk.

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use atoll_model::causes::with_causes;
 use atoll_runtime::container_host::{self, HostFinding};
-use atoll_runtime::disk::DiskChoice;
+use atoll_runtime::disk::{self, ChosenDisks, DiskChoice, FullDisk};
 use atoll_runtime::{RuntimeClass, gvisor_host};
+use atoll_wire::shim::DiskBackend;
 
 use super::{Check, Verdict};
 use crate::commands::node;
@@ -22,6 +23,7 @@ pub(super) fn all(data_dir: &Path) -> Vec<Check> {
     match tempfile::tempdir_in(nearest_existing(data_dir)) {
         Ok(probe) => {
             checks.extend(container(probe.path()));
+            checks.extend(disk_backends(&disk::try_all(probe.path())));
             checks.push(gvisor(probe.path()));
         }
         Err(error) => checks.push(Check::bad(
@@ -75,6 +77,26 @@ fn container(probe: &Path) -> Vec<Check> {
             ),
         })
         .collect()
+}
+
+/// What `atoll up --disk-backend` can be here. Nothing to say where none works: the check of what `auto` takes says it.
+fn disk_backends<W>(tried: &[(DiskBackend, Result<ChosenDisks, W>)]) -> Option<Check> {
+    let works = tried.iter().filter_map(|(backend, tried)| {
+        let name = backend.name();
+        Some(match tried.as_ref().ok()?.full {
+            FullDisk::NoSpace => name.to_owned(),
+            FullDisk::QuotaExceeded => format!("{name} (a full disk gives EDQUOT, not ENOSPC)"),
+        })
+    });
+    let works = works.collect::<Vec<_>>().join(", ");
+    let not = tried.iter().filter(|(_, tried)| tried.is_err()).map(|(backend, _)| backend.name());
+    let not = not.collect::<Vec<_>>().join(", ");
+    let found = match (works.is_empty(), not.is_empty()) {
+        (true, _) => return None,
+        (_, true) => works,
+        (_, false) => format!("{works}; not: {not}"),
+    };
+    Some(Check::good("disk backends", found))
 }
 
 fn gvisor(probe: &Path) -> Check {
@@ -160,6 +182,22 @@ fn space(data_dir: &Path) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn backends_that_work_are_told_apart_from_those_that_do_not() {
+        let works =
+            |backend, full| (backend, Ok(ChosenDisks { backend, full, detail: String::new() }));
+        let mut tried = vec![
+            works(DiskBackend::Image, FullDisk::NoSpace),
+            works(DiskBackend::Btrfs, FullDisk::QuotaExceeded),
+            (DiskBackend::ProjectQuota, Err("no quotas")),
+        ];
+        let told = disk_backends(&tried).unwrap().found;
+        assert_eq!(told, "image, btrfs (a full disk gives EDQUOT, not ENOSPC); not: project-quota");
+        tried.truncate(1);
+        assert_eq!(disk_backends(&tried).unwrap().found, "image");
+        assert!(disk_backends(&tried[1..]).is_none());
+    }
 
     #[test]
     fn a_directory_to_be_is_measured_where_it_will_lie() {
