@@ -17,7 +17,7 @@ use atoll_wire::guest::{
     Exited, ProcessInfo, ProcessSpec, SignalRequest, StartFailure, TerminalSize, TransferRequest,
 };
 use atoll_wire::record::EndRecord;
-use atoll_wire::shim::{NetworkPlacement, SandboxPlan, ShimEvent, ShimState};
+use atoll_wire::shim::{DiskBackend, NetworkPlacement, SandboxPlan, ShimEvent, ShimState};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
@@ -191,6 +191,17 @@ pub enum Adoption {
     },
 }
 
+/// What a container's disk holds, and may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskUsage {
+    /// What bounds it.
+    pub backend: DiskBackend,
+    /// Bytes that its files may take. An image's is less than was asked for: its file system keeps some for itself.
+    pub limit_bytes: u64,
+    /// Bytes that its files take; with btrfs as of the file system's last commit.
+    pub used_bytes: u64,
+}
+
 /// A running sandbox. All methods may be called at the same time.
 #[async_trait]
 pub trait Sandbox: Send + Sync + 'static {
@@ -210,6 +221,11 @@ pub trait Sandbox: Send + Sync + 'static {
 
     /// Where its logs lie ([`atoll_wire::log`]); `None`: it keeps none.
     fn log_path(&self, container: &str) -> Option<PathBuf>;
+
+    /// What a container's disk holds at the moment. `None`: it has none of its own, or it cannot be seen.
+    async fn disk(&self, _container: &str) -> Result<Option<DiskUsage>, RuntimeError> {
+        Ok(None)
+    }
 
     /// Starts a process in a container.
     async fn exec(

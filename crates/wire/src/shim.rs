@@ -12,6 +12,7 @@
 //! | `container.<name>/stdout`, `stderr` | shim | with `init: image`: the command's output, two FIFOs |
 //! | `container.<name>/disk.ext4` | server | the writable layer's disk: an image |
 //! | `container.<name>/disk` | server | the same, of the other kinds of [`DiskBackend`] |
+//! | `gvisor/container.<name>/disk` | shim | engine gvisor: where that disk is mounted, for this shim alone |
 //! | `logs/<container>.log[.1]` | shim | [`crate::log`] |
 //!
 //! A server sends [`SpawnRequest`] as one packet to a spawner (SOCK_SEQPACKET, the spawner's descriptor 3) with descriptors in the order
@@ -56,6 +57,12 @@ pub enum Engine {
 #[must_use]
 pub fn container_directory(name: &str) -> String {
     format!("container.{name}")
+}
+
+/// Where engine gvisor has a container's disk, in the mount namespace of the shim that began it: below the sandbox's directory.
+#[must_use]
+pub fn gvisor_disk(container: &str) -> PathBuf {
+    ["gvisor", &container_directory(container), "disk"].iter().collect()
 }
 
 /// `launch.json`.

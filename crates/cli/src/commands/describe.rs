@@ -182,6 +182,10 @@ fn container_status(text: &mut Text, state: &ContainerStatus) {
     text.optional("Started", state.started_at.as_ref());
     text.optional("Finished", state.finished_at.as_ref());
     text.optional("Image digest", state.image_digest.as_ref());
+    if let Some(disk) = &state.disk {
+        let (used, limit) = (human_bytes(disk.used_bytes), human_bytes(disk.limit_bytes));
+        text.line("Disk", format!("{used} of {limit} used ({})", disk.backend));
+    }
     if state.log_dropped_bytes > 0 {
         text.line("Log dropped", human_bytes(state.log_dropped_bytes));
     }
@@ -320,6 +324,16 @@ mod tests {
             assert!(text.contains(expected), "{expected:?} is missing in\n{text}");
         }
         assert!(!text.contains("hunter2"), "secrets are not shown:\n{text}");
+    }
+
+    #[test]
+    fn a_running_containers_disk_is_shown_with_its_limit_and_backend() {
+        let mut sandbox = sample();
+        let disk =
+            serde_json::json!({"backend": "image", "limit_bytes": 64 << 20, "used_bytes": 1 << 20});
+        sandbox.status.containers[0].disk = serde_json::from_value(disk).unwrap();
+        let text = sandbox_text(&sandbox, &[], Styles::plain(), Timestamp::UNIX_EPOCH);
+        assert!(text.contains("Disk:            1.0 MiB of 64.0 MiB used (image)\n"), "{text}");
     }
 
     #[test]

@@ -17,6 +17,32 @@ fn micros(text: &str) -> (f64, f64) {
 }
 
 #[test]
+fn the_disk_of_a_running_sandbox_is_told_with_limit_and_backend() {
+    in_each_class("disk_told", |instance, class| {
+        let name = format!("disk-told-{class}");
+        let script =
+            "dd if=/dev/zero of=/big bs=1M count=20 conv=fsync && echo written; sleep 1000";
+        let run =
+            ["run", "--class", class, "--keep", "--name", &name, "--disk", "64Mi", IMAGE, "--"];
+        let mut run = instance.begin(run.into_iter().chain(["sh", "-c", script]));
+        run.line_with("written");
+        let sandbox = instance.atoll(["get", &format!("sandbox/{name}"), "-o", "json"]).json();
+        let disk = &sandbox["status"]["containers"][0]["disk"];
+        let figure =
+            |name: &str| disk[name].as_u64().unwrap_or_else(|| panic!("{name}: {sandbox}"));
+        let (used, limit) = (figure("used_bytes"), figure("limit_bytes"));
+        assert!((20 << 20..limit).contains(&used) && limit <= 64 << 20, "{disk}");
+        let text = instance.atoll(["describe", &format!("sandbox/{name}")]).succeeded();
+        let line = text.lines().find(|line| line.trim_start().starts_with("Disk:"));
+        let line = line.unwrap_or_else(|| panic!("no disk in {text}"));
+        let backend = disk["backend"].as_str().expect("a backend");
+        assert!(line.ends_with(&format!("used ({backend})")), "{line}");
+        instance.atoll(["delete", &format!("sandbox/{name}")]).succeeded();
+        run.finish();
+    });
+}
+
+#[test]
 fn the_timeline_that_describe_shows_adds_up_to_its_total() {
     in_each_class("described", |instance, class| {
         let name = format!("described-{class}");

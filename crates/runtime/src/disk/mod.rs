@@ -28,7 +28,7 @@ use atoll_wire::shim::DiskBackend;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::RuntimeError;
+use crate::{DiskUsage, RuntimeError};
 
 pub(crate) use choice::maker;
 pub use choice::{ChosenDisks, DiskChoice, UnknownBackend, choose, try_all};
@@ -61,6 +61,39 @@ pub(crate) const fn file_name(backend: DiskBackend) -> &'static str {
 }
 
 const DIRECTORY_NAME: &str = "disk";
+
+/// What a disk that is a directory holds. `None`: nobody counts it, as where quotas were switched off meanwhile. `asked_bytes`: its size.
+pub(crate) fn usage_of_directory(
+    backend: DiskBackend,
+    path: &Path,
+    asked_bytes: u64,
+) -> Result<Option<DiskUsage>, RuntimeError> {
+    let directory = open(path)?;
+    let counted = || {
+        if backend == DiskBackend::ProjectQuota {
+            let id = atoll_sys::project_quota::project_of(directory.as_fd())?;
+            let quota = atoll_sys::project_quota::quota(directory.as_fd(), id)?;
+            return Ok((quota.limit_bytes > 0).then_some((quota.limit_bytes, quota.used_bytes)));
+        }
+        let Some(number) = atoll_sys::btrfs::subvolume(directory.as_fd())? else { return Ok(None) };
+        let used = atoll_sys::btrfs::used_bytes(directory.as_fd(), number)?;
+        Ok(used.map(|used| (asked_bytes, used)))
+    };
+    let counted = counted().map_err(|errno: Errno| failed("count", path)(errno.into()))?;
+    Ok(counted.map(|(limit_bytes, used_bytes)| DiskUsage { backend, limit_bytes, used_bytes }))
+}
+
+/// What a disk that is an image holds, asked of a directory on it.
+pub(crate) fn usage_of_image(mounted: &OwnedFd) -> Result<Option<DiskUsage>, RuntimeError> {
+    let stat = rustix::fs::fstatvfs(mounted)
+        .map_err(|errno| failed("count", Path::new("a container's root"))(errno.into()))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Ok(Some(DiskUsage {
+        backend: DiskBackend::Image,
+        limit_bytes: bytes(stat.f_blocks),
+        used_bytes: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
+    }))
+}
 
 /// Removes the disk at a path, of whatever kind, with all that the host keeps of it. Absent already is as good.
 pub(crate) fn remove(path: &Path) -> Result<(), RuntimeError> {

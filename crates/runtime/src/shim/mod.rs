@@ -13,6 +13,7 @@ mod adopt;
 mod connection;
 mod destroy;
 mod directory;
+mod disk_usage;
 mod host;
 mod id_ranges;
 mod launch;

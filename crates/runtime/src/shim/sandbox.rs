@@ -6,11 +6,12 @@ use async_trait::async_trait;
 use atoll_wire::guest::{ProcessInfo, ProcessSpec, SignalRequest, TransferRequest};
 use atoll_wire::shim::{NetworkPlacement, ShimReply, ShimRequest};
 
-use crate::{ProcessStream, RuntimeError, Sandbox};
+use crate::{DiskUsage, ProcessStream, RuntimeError, Sandbox};
 
 use super::connection::ask_running;
 use super::directory::SandboxDirectory;
 use super::stream::process_stream;
+use super::{blocking, disk_usage};
 
 pub(super) struct ShimSandbox {
     uid: String,
@@ -82,6 +83,12 @@ impl Sandbox for ShimSandbox {
     fn log_path(&self, container: &str) -> Option<PathBuf> {
         let container = self.check(container).ok()?;
         Some(self.directory.log(&container))
+    }
+
+    async fn disk(&self, container: &str) -> Result<Option<DiskUsage>, RuntimeError> {
+        let container = self.check(container)?;
+        let directory = self.directory.clone();
+        blocking(move || Ok(disk_usage::of(&directory, &container))).await
     }
 
     async fn exec(

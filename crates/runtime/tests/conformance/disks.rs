@@ -39,6 +39,7 @@ pub(crate) async fn full(bench: &mut Bench, place: &Place) {
     let again = "for n in 1 2 3 4; do rm /big; dd if=/dev/zero of=/big bs=1M count=48 || exit; done; echo written";
     let again = running.script(again).await;
     assert_eq!(again.text(), "written\n", "{}", again.errors());
+    used_is_told(&running, place).await;
     let full = running.script("dd if=/dev/zero of=/tmp/more bs=1M count=48").await;
     assert_ne!(full.code(), Some(0), "root and /tmp share one disk of 64 MiB");
     assert!(full.errors().contains(place.full()), "{}", full.errors());
@@ -53,6 +54,21 @@ pub(crate) async fn full(bench: &mut Bench, place: &Place) {
     assert_ne!(escape.code(), Some(0), "a file left its project");
     let full = running.script("dd if=/dev/zero of=/tmp/more bs=1M count=48").await;
     assert!(full.errors().contains(place.full()), "{}", full.errors());
+}
+
+/// 48 of 64 MiB are in use. btrfs counts when it commits, which the place does each second.
+async fn used_is_told(running: &Running, place: &Place) {
+    let deadline = std::time::Instant::now() + crate::bench::PATIENCE;
+    loop {
+        let usage = running.sandbox.disk("main").await.unwrap().expect("it is counted");
+        assert_eq!(usage.backend, place.backend);
+        assert!(usage.limit_bytes > 48 * MIB && usage.limit_bytes <= 64 * MIB, "{usage:?}");
+        if (48 * MIB..=56 * MIB).contains(&usage.used_bytes) {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{usage:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// A full disk is full for its sandbox alone.

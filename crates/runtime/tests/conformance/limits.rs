@@ -90,6 +90,24 @@ pub(crate) async fn disk_limit(bench: &mut Bench) {
     assert_eq!(after.text(), "room\n", "a full disk harms nobody: {}", after.errors());
 }
 
+/// What a disk holds is told for each container, and is what its files take.
+pub(crate) async fn disk_usage(bench: &mut Bench) {
+    let mut plan = bench.plan("sleep 1000");
+    plan.containers[0].disk_bytes = 64 * MIB;
+    let mut running = bench.launch(plan).await;
+    running.started("main").await;
+    let empty = running.sandbox.disk("main").await.unwrap().expect("it is counted");
+    assert!(empty.limit_bytes > 48 * MIB && empty.limit_bytes <= 64 * MIB, "{empty:?}");
+    assert!(empty.used_bytes < 4 * MIB, "{empty:?}");
+    let written = running.script("dd if=/dev/zero of=/tmp/big bs=1M count=20 conv=fsync").await;
+    assert_eq!(written.code(), Some(0), "{}", written.errors());
+    let held = running.sandbox.disk("main").await.unwrap().expect("it is counted");
+    let grown = held.used_bytes - empty.used_bytes;
+    assert!((20 * MIB..24 * MIB).contains(&grown), "{held:?} after {empty:?}");
+    assert_eq!(held.limit_bytes, empty.limit_bytes);
+    assert!(running.sandbox.disk("other").await.is_err());
+}
+
 /// Files of no size fill a disk too.
 pub(crate) async fn inode_limit(bench: &mut Bench) {
     let mut plan = bench.plan("sleep 1000");

@@ -23,8 +23,10 @@ pub(crate) fn skipped(class: RuntimeClass, case: &str) -> Option<&'static str> {
 
 fn skipped_by_sim(case: &str) -> Option<&'static str> {
     match case {
-        "memory_limit" | "cpu_limit" | "pids_limit" | "disk_limit" | "inode_limit"
-        | "sparse_file" | "zombies" | "shm_limit" | "log_limit" => Some(SIM_HAS_NO_LIMITS),
+        "memory_limit" | "cpu_limit" | "pids_limit" | "disk_limit" | "disk_usage"
+        | "inode_limit" | "sparse_file" | "zombies" | "shm_limit" | "log_limit" => {
+            Some(SIM_HAS_NO_LIMITS)
+        }
         "containers_share" | "read_only_root" | "users" | "tmpfs" | "shared_volume"
         | "exec_terminal" | "transfers" | "slow_reader" => Some(SIM_HAS_NO_FILES),
         "spawner_killed" | "sentry_killed" | "host_started_anew" | "guest_silent" => {

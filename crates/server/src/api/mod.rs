@@ -10,7 +10,7 @@
 //! | POST `/api/v1/shutdown` | `Shutdown` | 202 `{"ok":true}`; the server ends afterwards |
 //! | POST `/api/v1/sandboxes` | `CreateSandbox` (JSON), or a `Manifest` (JSON, or YAML with content type `application/yaml`); `wait`, `timeout_seconds` | 201 `SandboxEnvelope` |
 //! | GET `/api/v1/sandboxes` | `label=K=V[,K=V]`; `watch`, `resource_version` | `Items<Sandbox>`, or lines of `WatchEvent<Sandbox>` |
-//! | GET `/api/v1/sandboxes/ID` | `wait`, `timeout_seconds`; or `watch` | `SandboxEnvelope` (`Deleted` for `wait=deleted`) |
+//! | GET `/api/v1/sandboxes/ID` | `wait`, `timeout_seconds`; or `watch` | `SandboxEnvelope`, with what the disks of a running one hold (`Deleted` for `wait=deleted`) |
 //! | DELETE `/api/v1/sandboxes/ID` | `wait=false` answers as soon as the deletion is recorded; `grace_seconds` (0) | 200 `Deleted`, once nothing is left of it |
 //! | POST `/api/v1/sandboxes/ID/stop` | `StopSandbox` | 202 `SandboxEnvelope`; the record stays |
 //! | POST `/api/v1/sandboxes/ID/signal` | `SignalSandbox` | 200 `{"ok":true}` |
@@ -39,6 +39,7 @@
 //! again), 413 `too_large`, 422 `invalid` or `not_enforced` with `fields`, 429 `too_many`, 500 `internal`, 502 `image_pull`, 503 `unavailable` (its shim
 //! cannot be reached, or the server is ending).
 
+mod disks;
 mod ended;
 mod error;
 mod files;

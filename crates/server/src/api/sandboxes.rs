@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use super::error::ApiError;
 use super::input::{self, Params};
 use super::wait::{self, WaitParams};
-use super::{App, Done, watching};
+use super::{App, Done, disks, watching};
 use crate::admission::{self, Admitted};
 use crate::owner::{self, Begin, Command, Live, Marks, OwnerHandle, Subject};
 use crate::store::{NewEvent, Write};
@@ -220,7 +220,10 @@ pub(super) async fn get(
         None => Some(app.sandbox(&id)?),
     };
     Ok(match found {
-        Some(sandbox) => Json(SandboxEnvelope { sandbox: (*sandbox).clone() }).into_response(),
+        Some(sandbox) => {
+            let sandbox = disks::with_usage(&app, &sandbox).await;
+            Json(SandboxEnvelope { sandbox }).into_response()
+        }
         None => Json(Deleted { deleted: id }).into_response(),
     })
 }

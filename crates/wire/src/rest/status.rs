@@ -149,6 +149,20 @@ pub struct ContainerStatus {
     /// Bytes of output that rotation dropped or a crash lost.
     #[serde(default)]
     pub log_dropped_bytes: u64,
+    /// What its disk holds: in the answer for one sandbox, as long as it runs and its disk can be seen; not in lists and watches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskStatus>,
+}
+
+/// What a container's disk holds at the moment: its root and /tmp (atoll).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// What bounds it: `image`, `btrfs`, `project-quota`.
+    pub backend: String,
+    /// Bytes that its files may take.
+    pub limit_bytes: u64,
+    /// Bytes that they take.
+    pub used_bytes: u64,
 }
 
 /// A condition, as Kubernetes has them.
