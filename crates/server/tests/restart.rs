@@ -192,6 +192,40 @@ async fn ttl_and_detachment_end_a_sandbox_also_over_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_wall_clock_that_was_set_while_no_server_ran_keeps_nobody_beyond_its_time_to_live() {
+    let server = TestServer::start().await;
+    for (id, seconds) in [("back", 5), ("forth", 3600), ("right", 3600)] {
+        let mut body = manifest(id, &["sleep", "1000"]);
+        body["spec"]["ttl_seconds"] = json!(seconds);
+        let (status, _) = server.post("/api/v1/sandboxes?wait=running", body).await;
+        assert_eq!(status, StatusCode::CREATED, "{id}");
+    }
+    let right = server.sandbox("right").await.status.expire_at;
+    let (directory, host) = server.stop().await;
+    // What the clock said before it was set, seen from after.
+    let database = rusqlite::Connection::open(directory.path().join("store/atoll.db")).unwrap();
+    for (id, noted) in
+        [("back", "2100-01-01T00:00:00.000000Z"), ("forth", "2001-01-01T00:00:00.000000Z")]
+    {
+        let sql = "UPDATE sandboxes SET body = CAST(json_set(CAST(body AS TEXT), '$.sandbox.status.expire_at', ?1) AS BLOB) WHERE name = ?2";
+        assert_eq!(database.execute(sql, [noted, id]).unwrap(), 1);
+    }
+    drop(database);
+    let server = TestServer::start_on(directory, host).await;
+    // What is shown is when it goes.
+    let told = |at: &String| at.as_str() < "2100";
+    server.until("back", |it| it.status.expire_at.as_ref().is_some_and(told)).await;
+    for id in ["forth", "back"] {
+        let (status, _) =
+            server.get(&format!("/api/v1/sandboxes/{id}?wait=deleted&timeout_seconds=15")).await;
+        assert!(status == StatusCode::OK || status == StatusCode::NOT_FOUND, "{id}: {status}");
+    }
+    let after = server.sandbox("right").await;
+    assert_eq!((after.status.phase.as_str(), after.status.expire_at), ("Running", right));
+    assert_eq!(server.host.running(), [after.uid]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn taking_the_server_down_leaves_nothing() {
     let server = TestServer::start().await;
     for id in ["a", "b", "c"] {

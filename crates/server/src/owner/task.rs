@@ -6,6 +6,7 @@ use std::time::Duration;
 use atoll_model::recovery::Found;
 use atoll_model::state::{Cause, Event, Phase, SandboxState};
 use atoll_model::timeline;
+use atoll_model::units::UnixMicros;
 use atoll_runtime::{EventReceiver, Runtime, Sandbox};
 use atoll_wire::rest;
 use atoll_wire::shim::SandboxPlan;
@@ -75,17 +76,30 @@ pub(super) struct Owner {
     amended: bool,
 }
 
+/// Until its time of day to go: never longer than a whole time to live, should the wall clock have been set back since that was noted.
+fn time_left(subject: &mut Subject) -> Option<Duration> {
+    let status = &mut subject.record.status;
+    let expire_at = status.expire_at.as_deref().and_then(crate::time::parse)?;
+    let now = crate::time::now();
+    let left = Duration::from_micros(u64::try_from(expire_at.0.saturating_sub(now.0)).unwrap_or(0));
+    let most = subject.spec.ttl_seconds.map_or(left, Duration::from_secs);
+    if left <= most {
+        return Some(left);
+    }
+    let micros = i64::try_from(most.as_micros()).unwrap_or(i64::MAX);
+    status.expire_at = Some(crate::time::text(UnixMicros(now.0.saturating_add(micros))));
+    Some(most)
+}
+
 impl Owner {
     pub(super) fn new(
         context: Arc<Context>,
-        subject: Subject,
+        mut subject: Subject,
         commands: mpsc::Receiver<Command>,
         (live, unread): (LiveSender, LiveSender),
     ) -> Self {
         let state = status::read(&subject.spec, &subject.record.status);
-        let expire_at = subject.record.status.expire_at.as_deref().and_then(crate::time::parse);
-        let left = expire_at
-            .map(|at| u64::try_from(at.0.saturating_sub(crate::time::now().0)).unwrap_or(0));
+        let left = time_left(&mut subject);
         Self {
             context,
             state,
@@ -99,8 +113,7 @@ impl Owner {
             plan: None,
             marks: None,
             pace: Pace::new(LEAST_PAUSE, MOST_PAUSE),
-            expiry: left
-                .and_then(|micros| Instant::now().checked_add(Duration::from_micros(micros))),
+            expiry: left.and_then(|left| Instant::now().checked_add(left)),
             attached: 0,
             detached_since: Instant::now(),
             kill_at: None,

@@ -61,7 +61,7 @@ pub struct SandboxSpec {
     #[serde(default)]
     pub egress: bool,
     /// Seconds from creation to deletion; 0: never. A step of the wall clock moves it by nothing while the server runs; a server that is
-    /// started again counts from the time of day that status `expire_at` names.
+    /// started again counts from the time of day that status `expire_at` names, but never longer than these seconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub ttl_seconds: i64,
     /// Seconds without an attached client after which the sandbox is deleted, counted from its creation, from the last detach and from
