@@ -133,7 +133,7 @@ impl Sandbox {
             placement: Placement {
                 engine: EngineKind::Gvisor,
                 directory: directory.path().join("sandbox"),
-                cgroup_instance: format!("gvisor-test-{}", std::process::id()),
+                cgroup_instance: format!("gvisor-test-{}-{number}", std::process::id()),
                 first_host_id: None,
                 guest_binary: directory.path().join("guest"),
                 disk_backend: DiskBackend::Image,
@@ -238,8 +238,12 @@ impl Sandbox {
 impl Drop for Sandbox {
     fn drop(&mut self) {
         let removed = self.engine.remove();
+        let groups = CgroupLayout::detect()
+            .and_then(|layout| CgroupRoot::open(&layout, &self.launch.placement.cgroup_instance));
+        let groups_removed = groups.and_then(|groups| groups.remove());
         if !std::thread::panicking() {
             removed.unwrap();
+            groups_removed.unwrap();
         }
     }
 }
