@@ -56,6 +56,13 @@ step debian-guest scripts/debian-guest/suite.sh
 printf '\n=== summary\n'
 python3 scripts/summarize-tests.py "$log_dir" || failed+=(summary)
 if [ ${#failed[@]} -gt 0 ]; then
+    # Whoever sees only the end of this output must see what failed: the tests that began and never ended too.
+    for name in "${failed[@]}"; do
+        [ -f "$log_dir/$name.log" ] || continue
+        printf '\n=== the end of %s\n' "$name"
+        grep -E '^test .* (FAILED|has been running)|panicked at' "$log_dir/$name.log" | tail -n 40
+        tail -n 40 "$log_dir/$name.log"
+    done
     printf 'FAILED: %s (logs in %s)\n' "${failed[*]}" "$log_dir" >&2
     exit 1
 fi
