@@ -17,11 +17,14 @@ use atoll_wire::guest::{ProcessSpec, UserIds};
 use atoll_wire::shim::{ContainerLimits, ContainerPlan, Init, SandboxPlan};
 
 use crate::running::Running;
+use crate::watchdog::Watchdog;
 
 /// Longest that anything that must happen may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest that a whole case may take.
 const CASE_WITHIN: Duration = Duration::from_secs(180);
+/// Beginning, case and cleaning together: what takes longer waits for something that never comes.
+const HANGS_AFTER: Duration = Duration::from_secs(300);
 /// Longest that the kernel takes to finish what was told to end.
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) const MIB: u64 = 1 << 20;
@@ -60,6 +63,7 @@ pub(crate) fn run_in(
 ) {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let watchdog = Watchdog::of(name, place, HANGS_AFTER);
     let mut bench = match runtime.block_on(async { Bench::new(place, disks, class) }) {
         Ok(bench) => bench,
         Err(why) => {
@@ -76,8 +80,13 @@ pub(crate) fn run_in(
         });
     }));
     let left = runtime.block_on(bench.clean());
+    let log = bench.spawner_log();
+    drop(bench);
+    // Waits for what still blocks.
+    drop(runtime);
+    drop(watchdog);
     if let Err(panic) = outcome {
-        println!("{name}: the spawners said: {}", bench.spawner_log());
+        println!("{name}: the spawners said: {log}");
         std::panic::resume_unwind(panic);
     }
     assert!(left.is_empty(), "{name} left behind: {left:?}");

@@ -18,6 +18,7 @@ mod recovery;
 mod root_file_system;
 mod running;
 mod skips;
+mod watchdog;
 
 macro_rules! suite {
     ($($module:ident: $($case:ident),+;)+) => {
