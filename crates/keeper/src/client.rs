@@ -243,6 +243,12 @@ impl KeeperClient {
         Ok(())
     }
 
+    /// Ends the conversation; the keeper goes on. Wakes who waits for its end.
+    pub fn detach(&self) {
+        // One that is over already cannot be ended.
+        let _ = self.watch.shutdown(std::net::Shutdown::Both);
+    }
+
     /// Waits until the keeper is gone, or attached to somebody else.
     pub fn wait_for_end(&self) {
         loop {

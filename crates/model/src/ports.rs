@@ -19,12 +19,26 @@ pub enum PortProtocol {
     Udp,
 }
 
-impl fmt::Display for PortProtocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl PortProtocol {
+    /// The name in manifests.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
-        })
+        }
+    }
+
+    /// The protocol of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Tcp, Self::Udp].into_iter().find(|it| it.name() == name)
+    }
+}
+
+impl fmt::Display for PortProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -57,6 +71,19 @@ impl PortRange {
     fn from(self, start: u16) -> impl Iterator<Item = u16> {
         let start = if self.contains(start) { start } else { self.first };
         (start..=self.last).chain(self.first..start)
+    }
+}
+
+/// `10000-32767`.
+impl std::str::FromStr for PortRange {
+    type Err = PortError;
+
+    fn from_str(text: &str) -> Result<Self, PortError> {
+        let bound = |text: &str| text.trim().parse().unwrap_or(0);
+        match text.split_once('-') {
+            Some((first, last)) => Self::new(bound(first), bound(last)),
+            None => Self::new(bound(text), bound(text)),
+        }
     }
 }
 
@@ -232,6 +259,10 @@ mod tests {
             error(used(&[]), &[wish(Tcp, 10), wish(Tcp, 10)]),
             "tcp port 10 is asked for twice"
         );
+        assert_eq!("10-12".parse(), Ok(range(10, 12)));
+        for bad in ["", "x", "0-5", "12-10", "1-65536", "1-2-3"] {
+            assert!(bad.parse::<PortRange>().is_err(), "{bad}");
+        }
         for (first, last) in [(0, 5), (6, 5), (0, 0)] {
             assert_eq!(PortRange::new(first, last), Err(PortError::BadRange { first, last }));
         }

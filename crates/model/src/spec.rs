@@ -4,6 +4,8 @@
 
 use crate::ids::{ContainerName, VolumeName};
 use crate::image_reference::ImageReference;
+use crate::ports::PortProtocol;
+use crate::probe::{Check, Probe};
 use crate::units::{Bytes, MilliCpu};
 
 /// A way of isolating.
@@ -55,6 +57,10 @@ pub struct SandboxSpec {
     pub shm_size: Option<Bytes>,
     /// What it may reach and who may reach it.
     pub network: Network,
+    /// Its ports that are reached through this host, while it is ready.
+    pub ports: Vec<Port>,
+    /// What must pass before it is ready: its own probe, and those of its containers.
+    pub probes: Vec<ReadinessProbe>,
     /// Memory file systems that the containers share.
     pub volumes: Vec<Volume>,
     /// At least one.
@@ -71,6 +77,42 @@ pub enum Network {
     Isolated,
     /// It reaches the world besides.
     World,
+}
+
+impl SandboxSpec {
+    /// Its containers' start alone does not make it ready.
+    #[must_use]
+    pub fn is_gated(&self) -> bool {
+        !self.ports.is_empty() || !self.probes.is_empty()
+    }
+}
+
+/// A port that is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port {
+    /// Of which kind.
+    pub protocol: PortProtocol,
+    /// In the sandbox; not 0.
+    pub container_port: u16,
+    /// Of this host; `None`: any of the node's range.
+    pub published_port: Option<u16>,
+}
+
+/// A probe that decides whether a sandbox is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadinessProbe {
+    /// Whose; `None`: the sandbox's own.
+    pub container: Option<ContainerName>,
+    /// What is tried, and how often.
+    pub probe: Probe,
+}
+
+impl ReadinessProbe {
+    /// It is tried over the network.
+    #[must_use]
+    pub fn needs_network(&self) -> bool {
+        !matches!(self.probe.check, Check::Exec { .. })
+    }
 }
 
 /// A memory file system that the containers share.

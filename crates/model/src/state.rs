@@ -1,14 +1,17 @@
 //! A sandbox's state: which events lead where. One owner applies events in order; nobody else changes a state.
 //!
 //! ```text
-//!            Scheduled                all containers started          all containers ended
+//!            Scheduled           all containers started, gate open    all containers ended
 //!  Pending ────────────► Scheduled ─────────────────────────► Running ────────────────────► Succeeded (all with 0)
-//!     │                      │  LaunchFailed, all ended          │  ▲                              or Failed (with a reason)
-//!     └───── Failed ◄────────┴──────────────── Lost ◄────────────┤  │ Seen
+//!     │                      │  LaunchFailed, all ended,         │  ▲                              or Failed (with a reason)
+//!     └───── Failed ◄────────┴─ NeverReady ─── Lost ◄────────────┤  │ Seen
 //!                                                    Unreachable ▼  │
 //!                                                              Unknown
 //!  any ── Delete ──► Deleting ──► (record gone)
 //! ```
+//!
+//! A sandbox with probes or published ports has a gate besides, which opens once the probes pass and visitors are let in, and shuts and opens
+//! again as the probes say. Ready is a sandbox that runs, all containers of it, with its gate open.
 //!
 //! INVARIANT: a container that has ended never runs again; Succeeded, Failed and Deleting are left only by Delete.
 
@@ -230,6 +233,19 @@ pub struct Cause {
     pub message: String,
 }
 
+/// What decides, besides its containers, whether a sandbox is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// Nothing.
+    Absent,
+    /// It has never opened.
+    Waiting,
+    /// Probes pass, visitors are let in.
+    Open,
+    /// It was open, and is not at the moment.
+    Shut,
+}
+
 /// A sandbox's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxState {
@@ -239,6 +255,8 @@ pub struct SandboxState {
     pub cause: Option<Cause>,
     /// In the order of the specification.
     pub containers: Vec<ContainerState>,
+    /// Whether more than its containers decides if it is ready, and what.
+    pub gate: Gate,
     /// All images are here.
     pub images_ready: bool,
     /// An earlier server began it.
@@ -275,6 +293,12 @@ pub enum Event {
         /// The sum.
         bytes: u64,
     },
+    /// Its probes pass, and visitors are let in.
+    GateOpened,
+    /// They do not pass any more, and nobody is let in.
+    GateShut(Cause),
+    /// Its probes have failed before they ever passed: it was ended.
+    NeverReady(Cause),
     /// It cannot be seen.
     Unreachable(String),
     /// It was seen (again): each container as it is.
@@ -288,6 +312,13 @@ pub enum Event {
     Lost(Cause),
     /// It is to be removed.
     Delete(Cause),
+}
+
+impl Event {
+    /// It means something only to a sandbox with a gate.
+    const fn is_of_gate(&self) -> bool {
+        matches!(self, Self::GateOpened | Self::GateShut(_) | Self::NeverReady(_))
+    }
 }
 
 impl SandboxState {
@@ -304,16 +335,39 @@ impl SandboxState {
             phase: Phase::Pending,
             cause: None,
             containers: containers.into_iter().map(container).collect(),
+            gate: Gate::Absent,
             images_ready: false,
             adopted: false,
         }
     }
 
-    /// Started, and every container runs (no probe yet decides more).
+    /// The same, with a gate that waits to be opened.
+    #[must_use]
+    pub fn gated(self) -> Self {
+        Self { gate: Gate::Waiting, ..self }
+    }
+
+    /// Started, every container runs, and the gate, if there is one, is open.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.phase == Phase::Running
-            && self.containers.iter().all(|it| it.phase == ContainerPhase::Running)
+            && self.all_run()
+            && matches!(self.gate, Gate::Absent | Gate::Open)
+    }
+
+    /// Every container runs.
+    #[must_use]
+    pub fn all_run(&self) -> bool {
+        self.containers.iter().all(|it| it.phase == ContainerPhase::Running)
+    }
+
+    /// Every container was started.
+    #[must_use]
+    pub fn all_started(&self) -> bool {
+        let started = |it: &ContainerState| {
+            matches!(it.phase, ContainerPhase::Running | ContainerPhase::Ended(_))
+        };
+        self.containers.iter().all(started)
     }
 
     /// Applies an event. False: it changes nothing.
@@ -335,11 +389,21 @@ impl SandboxState {
             Event::ImagesReady => self.images_ready = true,
             Event::LaunchFailed(cause) => self.fail(cause),
             Event::Started { container, at } => self.note_start(&container, at),
+            _ if self.gate == Gate::Absent && event.is_of_gate() => {}
+            Event::GateOpened => self.open_gate(),
+            Event::GateShut(cause) if self.gate == Gate::Open => {
+                self.gate = Gate::Shut;
+                self.cause = Some(cause);
+            }
+            Event::GateShut(_) => {}
+            Event::NeverReady(cause) => {
+                self.end_all(EndReason::Stopped, &cause.message);
+                self.fail(cause);
+            }
             Event::Unreachable(message) => self.lose_sight(message),
             Event::Seen { containers, adopted } => self.see(containers, adopted),
             Event::Lost(cause) => {
-                let message = cause.message.clone();
-                self.end_all_unseen(&message);
+                self.end_all(EndReason::Unknown, &cause.message);
                 self.fail(cause);
             }
         }
@@ -409,10 +473,19 @@ impl SandboxState {
         self.settle();
     }
 
-    fn end_all_unseen(&mut self, message: &str) {
+    fn open_gate(&mut self) {
+        if self.gate == Gate::Shut {
+            self.cause = None;
+        }
+        self.gate = Gate::Open;
+        self.settle();
+    }
+
+    fn end_all(&mut self, reason: EndReason, message: &str) {
         for container in &mut self.containers {
             if !matches!(container.phase, ContainerPhase::Ended(_)) {
-                container.phase = ContainerPhase::Ended(End::unknown(message));
+                let end = End { reason, ..End::unknown(message) };
+                container.phase = ContainerPhase::Ended(end);
             }
         }
     }
@@ -425,11 +498,9 @@ impl SandboxState {
         if self.containers.iter().all(|it| matches!(it.phase, ContainerPhase::Ended(_))) {
             return self.conclude();
         }
-        let seen = |it: &ContainerState| {
-            matches!(it.phase, ContainerPhase::Running | ContainerPhase::Ended(_))
-        };
         if matches!(self.phase, Phase::Pending | Phase::Scheduled)
-            && self.containers.iter().all(seen)
+            && self.all_started()
+            && self.gate != Gate::Waiting
         {
             self.phase = Phase::Running;
             self.images_ready = true;

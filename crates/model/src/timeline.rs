@@ -19,13 +19,15 @@ pub enum Phase {
     Sandbox,
     /// First process up to the image's command being exec'ed.
     Command,
-    /// Command exec'ed to Ready recorded in the API.
+    /// Command exec'ed to probes passing and ports open; only where there are some.
+    Ready,
+    /// The last of these to Ready recorded in the API.
     Publish,
 }
 
 impl Phase {
     /// All phases in order.
-    pub const ALL: [Phase; 8] = [
+    pub const ALL: [Phase; 9] = [
         Phase::Store,
         Phase::Queue,
         Phase::Image,
@@ -33,6 +35,7 @@ impl Phase {
         Phase::Spawn,
         Phase::Sandbox,
         Phase::Command,
+        Phase::Ready,
         Phase::Publish,
     ];
 
@@ -47,6 +50,7 @@ impl Phase {
             Phase::Spawn => "spawn",
             Phase::Sandbox => "sandbox",
             Phase::Command => "command",
+            Phase::Ready => "ready",
             Phase::Publish => "publish",
         }
     }

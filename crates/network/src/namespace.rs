@@ -116,6 +116,33 @@ impl Namespace {
     }
 }
 
+impl Namespace {
+    /// Begins a thread inside, which nobody waits for.
+    pub(crate) fn thread(
+        &self,
+        name: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<(), NetworkError> {
+        let own = self.0.try_clone().map_err(NetworkError::kernel("keep a network namespace"))?;
+        let (told, heard) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let inside = move || {
+            let entered = clone::enter(own.as_fd()).map_err(std::io::Error::from);
+            let is_inside = entered.is_ok();
+            if told.send(entered).is_ok() && is_inside {
+                work();
+            }
+        };
+        thread.spawn(inside).map_err(NetworkError::kernel("start a thread"))?;
+        let gone = |_| std::io::Error::other("its thread panicked");
+        heard
+            .recv()
+            .map_err(gone)
+            .flatten()
+            .map_err(NetworkError::kernel("enter a network namespace"))
+    }
+}
+
 /// Writes settings below /proc/sys/net, which are those of the calling thread's namespace.
 pub(crate) fn set(settings: &[(&str, &str)]) -> Result<(), NetworkError> {
     for (name, value) in settings {

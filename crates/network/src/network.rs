@@ -184,6 +184,18 @@ impl Network {
         self.shared.ring.fd()
     }
 
+    /// Begins a thread that lives in the ring.
+    ///
+    /// # Errors
+    /// The ring cannot be entered, or there is no thread.
+    pub fn thread_in_ring(
+        &self,
+        name: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<(), NetworkError> {
+        self.shared.ring.thread(name, work)
+    }
+
     /// Opens sockets in the ring.
     ///
     /// # Errors

@@ -43,6 +43,7 @@ fn main() -> Outcome<()> {
         spawners: None,
         pools: PoolSizes::default(),
         network: None,
+        keeper_program: std::path::PathBuf::new(),
         disks: DiskChoice::Auto,
     })?;
     let runtime = ShimRuntime::container(host, detail);
@@ -190,6 +191,7 @@ fn plan(number: usize, layer: &Path) -> SandboxPlan {
         shm_bytes: 64 * MIB,
         boost_millis: 0,
         network: atoll_wire::shim::NetworkPlan::Loopback,
+        ports: Vec::new(),
     }
 }
 

@@ -10,7 +10,9 @@ pub mod container_host;
 mod contract;
 pub mod disk;
 pub mod gvisor_host;
+mod sandbox_network;
 pub mod shim;
 pub mod sim;
 
 pub use contract::*;
+pub use sandbox_network::{HoldError, SandboxNetwork};

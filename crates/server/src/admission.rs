@@ -3,9 +3,10 @@
 //! Pure: no clock, no I/O. The rules themselves are `atoll_model::validate`.
 
 mod container;
+mod network;
 
 use atoll_model::ids::{SandboxName, VolumeName};
-use atoll_model::spec::{Class, Container, Network, SandboxSpec, Volume};
+use atoll_model::spec::{Class, Container, Network, ReadinessProbe, SandboxSpec, Volume};
 use atoll_model::units::Bytes;
 use atoll_model::validate::{self as rules, Problem, Problems};
 use atoll_wire::rest;
@@ -55,9 +56,7 @@ pub(crate) fn admit(
     labels(&mut problems, &request.metadata);
     let class = class(&mut problems, request.spec.class.as_deref(), offer);
     let spec = specification(&mut problems, &request.spec, class);
-    if request.spec.egress {
-        egress(&mut problems, class, offer);
-    }
+    needs_of_network(&mut problems, &request.spec, class, offer);
     match (class, spec) {
         (Some(class), Some(spec)) if problems.is_empty() => {
             Ok(Admitted { name, class: class.class, spec })
@@ -139,6 +138,9 @@ fn specification(
     });
     let volumes = volumes(problems, &spec.volumes);
     let containers = containers(problems, spec, class);
+    let ports = network::ports(problems, &spec.ports);
+    let probes = probes(problems, spec);
+    let reached = !ports.is_empty() || probes.iter().any(ReadinessProbe::needs_network);
     Some(SandboxSpec {
         class: spec.class.as_deref().and_then(Class::from_name),
         ttl_seconds,
@@ -146,31 +148,70 @@ fn specification(
         hostname: hostname.flatten(),
         boost_seconds,
         shm_size: shm_size.flatten(),
-        network: if spec.egress { Network::World } else { Network::Loopback },
+        network: match (spec.egress, reached) {
+            (true, _) => Network::World,
+            (false, true) => Network::Isolated,
+            (false, false) => Network::Loopback,
+        },
+        ports,
+        probes,
         volumes,
         containers: containers?,
     })
 }
 
 fn not_enforced(problems: &mut Problems, spec: &rest::SandboxSpec) {
-    if !spec.ports.is_empty() {
-        problems.not_enforced("spec.ports", "published ports");
-    }
-    if spec.readiness_probe.is_some() {
-        problems.not_enforced("spec.readiness_probe", "readiness probes");
-    }
     if !spec.node_selector.is_empty() {
         problems.not_enforced("spec.node_selector", "the choice of a node");
     }
 }
 
-fn egress(problems: &mut Problems, class: Option<OfferedClass>, offer: &Offer) {
-    match (class.map(|it| it.class), &offer.network) {
-        (Some(Class::Sim), _) => {
-            problems.not_enforced("spec.egress", "outbound traffic (class sim has no network)");
+/// The sandbox's own probe first, then those of its containers in order.
+fn probes(problems: &mut Problems, spec: &rest::SandboxSpec) -> Vec<ReadinessProbe> {
+    let own = spec.readiness_probe.as_ref();
+    let own = own.and_then(|it| network::probe(problems, "spec.readiness_probe", it, None));
+    let mut probes: Vec<ReadinessProbe> = own.into_iter().collect();
+    for (index, container) in spec.containers.iter().enumerate().take(rules::MAX_CONTAINERS) {
+        // A name that cannot be is told where it stands.
+        let (Some(wanted), Ok(name)) = (&container.readiness_probe, container.name.parse()) else {
+            continue;
+        };
+        let path = format!("spec.containers[{index}].readiness_probe");
+        probes.extend(network::probe(problems, &path, wanted, Some(&name)));
+    }
+    probes
+}
+
+/// What a sandbox wants of a network is refused where there is none.
+fn needs_of_network(
+    problems: &mut Problems,
+    spec: &rest::SandboxSpec,
+    class: Option<OfferedClass>,
+    offer: &Offer,
+) {
+    let why = match (class.map(|it| it.class), &offer.network) {
+        (Some(Class::Sim), _) => "class sim has no network",
+        (_, Err(why)) => why,
+        (_, Ok(())) => return,
+    };
+    if spec.egress {
+        problems.not_enforced("spec.egress", &format!("outbound traffic ({why})"));
+    }
+    if !spec.ports.is_empty() {
+        problems.not_enforced("spec.ports", &format!("published ports ({why})"));
+    }
+    let asks = |probe: &Option<rest::ProbeSpec>| {
+        probe.as_ref().is_some_and(|probe| matches!(probe.protocol.as_str(), "tcp" | "http"))
+    };
+    let of_network = format!("probes over the network ({why})");
+    if asks(&spec.readiness_probe) {
+        problems.not_enforced("spec.readiness_probe", &of_network);
+    }
+    for (index, container) in spec.containers.iter().enumerate().take(rules::MAX_CONTAINERS) {
+        if asks(&container.readiness_probe) {
+            let path = format!("spec.containers[{index}].readiness_probe");
+            problems.not_enforced(path, &of_network);
         }
-        (_, Err(why)) => problems.not_enforced("spec.egress", &format!("outbound traffic ({why})")),
-        (_, Ok(())) => {}
     }
 }
 

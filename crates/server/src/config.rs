@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use atoll_runtime::{Runtime, RuntimeClass};
+use atoll_model::ports::PortRange;
+use atoll_runtime::{Runtime, RuntimeClass, SandboxNetwork};
 
 use crate::data_dir::{DataDir, DataDirError};
 use crate::images::ImageSource;
@@ -86,8 +87,12 @@ pub struct ServerConfig {
     pub runtimes: Vec<Arc<dyn Runtime>>,
     /// The classes that cannot be had here, and what to install or change.
     pub missing_classes: Vec<(RuntimeClass, String)>,
-    /// Whether sandboxes may reach the outside, or why they cannot.
+    /// Whether new sandboxes may have a network, or why they cannot.
     pub network: Result<(), String>,
+    /// The instance's network where there is one, also one that only sandboxes from before have.
+    pub sandbox_network: Option<Arc<dyn SandboxNetwork>>,
+    /// Ports of this host that may be published.
+    pub port_range: PortRange,
     /// Where images come from.
     pub images: Arc<dyn ImageSource>,
     /// Sandboxes that are begun at the same time, at most; others wait in order. `None`: 16.

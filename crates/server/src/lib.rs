@@ -15,6 +15,7 @@ mod logs;
 mod metrics;
 mod owner;
 mod plan;
+mod ports;
 mod recover;
 mod serve;
 mod store;
@@ -89,11 +90,14 @@ fn context(
     offer: &admission::Offer,
 ) -> Arc<owner::Context> {
     let runtimes = config.runtimes.iter();
+    let first_port = getrandom::u32().unwrap_or_default() as u16;
     Arc::new(owner::Context {
         store,
         images: Arc::clone(&config.images),
         runtimes: runtimes.filter_map(|it| Some((class_of(it.class())?, Arc::clone(it)))).collect(),
         missing: offer.missing.clone(),
+        network: config.sandbox_network.clone(),
+        ports: ports::PortBook::new(config.port_range, first_port),
         node_name: config.node_name.clone(),
         launches: Arc::new(Semaphore::new(
             config.concurrent_launches.unwrap_or(config::DEFAULT_CONCURRENT_LAUNCHES),

@@ -83,7 +83,7 @@ pub(crate) fn process_bytes(process: &ProcessSpec) -> usize {
     serde_json::to_vec(process).map_or(usize::MAX, |bytes| bytes.len())
 }
 
-/// Plans a sandbox; `images` in the order of the specification's containers.
+/// Plans a sandbox; `images` in the order of the specification's containers. Its ports are not known here: who has assigned them adds them.
 pub(crate) fn plan(
     uid: SandboxUid,
     name: &SandboxName,
@@ -112,12 +112,17 @@ pub(crate) fn plan(
         hostname,
         volumes: spec.volumes.iter().map(volume).collect(),
         shm_bytes: spec.shm_size.map_or_else(|| DEFAULT_MEMORY_FILES.0.min(memory), |size| size.0),
-        boost_millis: (u64::from(spec.boost_seconds) * 1000).min(MAX_BOOST_MILLIS_WITHOUT_PROBE),
+        boost_millis: match u64::from(spec.boost_seconds) * 1000 {
+            // Ended as soon as it is ready.
+            millis if !spec.probes.is_empty() => millis,
+            millis => millis.min(MAX_BOOST_MILLIS_WITHOUT_PROBE),
+        },
         network: match spec.network {
             Network::Loopback => NetworkPlan::Loopback,
             Network::Isolated => NetworkPlan::Isolated,
             Network::World => NetworkPlan::World,
         },
+        ports: Vec::new(),
     })
 }
 
@@ -141,6 +146,7 @@ pub(crate) fn plan_without_commands(
         shm_bytes: 0,
         boost_millis: 0,
         network: NetworkPlan::Loopback,
+        ports: Vec::new(),
     })
 }
 

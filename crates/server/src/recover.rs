@@ -12,12 +12,14 @@ use tokio::sync::oneshot;
 
 use crate::admission;
 use crate::owner::{self, Begin, Context, Subject};
+use crate::ports::plans;
 use crate::store::{BadRecord, NewEvent, Write};
 
 /// Takes up where the last server ended.
 pub(crate) async fn recover(context: &Arc<Context>, bad: Vec<BadRecord>) {
     report(context, bad).await;
     let (records, _) = context.store.sandboxes();
+    hold_ports(context, &records).await;
     let mut known: HashSet<String> = HashSet::new();
     let mut waiters = Vec::new();
     for record in &records {
@@ -38,6 +40,29 @@ pub(crate) async fn recover(context: &Arc<Context>, bad: Vec<BadRecord>) {
         waiter.await.ok();
     }
     tracing::info!(sandboxes = records.len(), "took up what the last server left");
+}
+
+/// Before anybody else is given a port: those that were assigned are their sandboxes', and held.
+async fn hold_ports(context: &Context, records: &[Arc<Sandbox>]) {
+    let Some(network) = &context.network else { return };
+    for record in records {
+        let ports = &record.status.assigned_ports;
+        if ports.is_empty() {
+            continue;
+        }
+        context.ports.note(&record.uid, &record.id, ports);
+        let is_pending = record.status.phase == Phase::Pending.name()
+            || record.status.phase == Phase::Scheduled.name();
+        // Those that run have a place in the network, which holds theirs already.
+        if is_pending && let Err(error) = network.hold(&record.uid, &plans(ports)).await {
+            tracing::error!(sandbox = record.id, %error, "its ports could not be held again");
+            let object = format!("sandbox/{}", record.id);
+            let message = format!("its ports could not be held again: {error}");
+            let event = NewEvent { warning: true, reason: "PortLost", object, message };
+            context.store.commit(Write::EventsOnly, vec![event]).await.ok();
+        }
+    }
+    network.retain().await;
 }
 
 async fn report(context: &Context, bad: Vec<BadRecord>) {

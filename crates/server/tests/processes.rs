@@ -35,6 +35,8 @@ fn serve_if_child() {
         runtimes: vec![Arc::new(SimRuntime::new(SimHost::new()))],
         missing_classes: Vec::new(),
         network: Err("started without".into()),
+        sandbox_network: None,
+        port_range: atoll_model::ports::DEFAULT_PORT_RANGE,
         images: Arc::new(FakeImages::default()),
         concurrent_launches: None,
         on_serving: Some(Box::new(|address| println!("serving {address}"))),

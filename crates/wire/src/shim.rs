@@ -94,6 +94,30 @@ pub struct SandboxPlan {
     /// What it may reach and who may reach it.
     #[serde(default)]
     pub network: NetworkPlan,
+    /// Ports of the host that lead into it, while it is ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortPlan>,
+}
+
+/// A published port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortPlan {
+    /// Of which kind.
+    pub protocol: PortProtocol,
+    /// On the host.
+    pub host_port: u16,
+    /// In the sandbox.
+    pub container_port: u16,
+}
+
+/// Of which kind a port is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortProtocol {
+    /// Streams.
+    Tcp,
+    /// Datagrams.
+    Udp,
 }
 
 /// What a sandbox may reach, and whether anybody reaches it.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use atoll_model::ports::{DEFAULT_PORT_RANGE, PortRange};
 use atoll_runtime::disk::DiskChoice;
 use atoll_server::ListenAddress;
 use clap::Args;
@@ -38,9 +39,13 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "BACKEND", default_value_t = DiskChoice::Auto)]
     pub(crate) disk_backend: DiskChoice,
 
-    /// Let sandboxes that ask for it (--egress) reach the outside. A preview
+    /// Let sandboxes that ask for it reach the outside (--egress) and be reached from there (-p). A preview
     #[arg(long, env = "ATOLL_NETWORK")]
     pub(crate) network: bool,
+
+    /// Ports of this host that sandboxes may publish
+    #[arg(long, value_name = "FIRST-LAST", default_value_t = DEFAULT_PORT_RANGE)]
+    pub(crate) port_range: PortRange,
 
     /// The background half of --detach
     #[arg(long, hide = true)]

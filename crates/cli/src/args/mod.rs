@@ -24,7 +24,8 @@ pub(crate) use objects::{
 };
 pub(crate) use process::{AttachArgs, ExecArgs, RunArgs};
 pub(crate) use values::{
-    ListFormat, ObjectReference, PlainFormat, PullPolicy, ResourceKind, WaitCondition,
+    ListFormat, ObjectReference, PlainFormat, PublishedPort, PullPolicy, ResourceKind,
+    WaitCondition,
 };
 
 /// Where state lies when nothing else is said. SOURCE: the file hierarchy standard.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::values::{PullPolicy, duration, environment_entry, name};
+use super::values::{PublishedPort, PullPolicy, duration, environment_entry, name, published_port};
 
 /// Flags of `atoll run`.
 #[derive(Debug, Clone, Args)]
@@ -29,9 +29,9 @@ pub(crate) struct RunArgs {
     #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = environment_entry)]
     pub(crate) env: Vec<String>,
 
-    /// Publish a port: not enforced yet, so refused
-    #[arg(short, long = "publish", value_name = "[HOST:]PORT[/udp]")]
-    pub(crate) publish: Vec<String>,
+    /// Let visitors of this machine's port HOST in to PORT; any free HOST when left out. Needs a server with --network
+    #[arg(short, long = "publish", value_name = "[HOST:]PORT[/udp]", value_parser = published_port)]
+    pub(crate) publish: Vec<PublishedPort>,
 
     /// Working directory inside
     #[arg(short, long = "workdir", value_name = "DIR")]

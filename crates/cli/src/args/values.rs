@@ -3,6 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use atoll_model::ports::PortProtocol;
 use clap::ValueEnum;
 
 /// A kind of object that the API has.
@@ -60,6 +61,36 @@ impl FromStr for ObjectReference {
             }
         }
     }
+}
+
+/// A port to publish: `[HOST:]PORT[/udp]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PublishedPort {
+    pub(crate) host_port: Option<u16>,
+    pub(crate) container_port: u16,
+    pub(crate) protocol: PortProtocol,
+}
+
+/// Reads a port to publish.
+pub(crate) fn published_port(text: &str) -> Result<PublishedPort, String> {
+    let malformed = || {
+        format!("{text:?} is no port to publish: write [HOST:]PORT[/tcp|/udp], for example 8080:80")
+    };
+    let (ports, protocol) = match text.split_once('/') {
+        Some((ports, protocol)) => {
+            (ports, PortProtocol::from_name(protocol).ok_or_else(malformed)?)
+        }
+        None => (text, PortProtocol::Tcp),
+    };
+    let number = |text: &str| match text.parse() {
+        Ok(0) | Err(_) => Err(malformed()),
+        Ok(port) => Ok(port),
+    };
+    let (host_port, container_port) = match ports.split_once(':') {
+        Some((host, container)) => (Some(number(host)?), number(container)?),
+        None => (None, number(ports)?),
+    };
+    Ok(PublishedPort { host_port, container_port, protocol })
 }
 
 /// All objects of a kind, or one: `KIND` or `KIND/NAME`.
@@ -211,6 +242,17 @@ mod tests {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         for wrong in ["", "10", "-5s", "soon"] {
             assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_published_port_has_a_number_inside_and_may_have_one_outside() {
+        let port = published_port("8080:80").unwrap();
+        assert_eq!((port.host_port, port.container_port), (Some(8080), 80));
+        let port = published_port("53/udp").unwrap();
+        assert_eq!((port.host_port, port.protocol), (None, PortProtocol::Udp));
+        for wrong in ["", "0", "80:", ":80", "1:2:3", "80/sctp", "65536", "-1", "127.0.0.1:80:80"] {
+            assert!(published_port(wrong).is_err(), "{wrong}");
         }
     }
 

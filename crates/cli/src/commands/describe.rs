@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use atoll_wire::rest::{
-    ContainerSpec, ContainerStatus, Event, ImageInfo, NodeInfo, Sandbox, Timeline,
+    AssignedPort, ContainerSpec, ContainerStatus, Event, ImageInfo, NodeInfo, Sandbox, Timeline,
 };
 use jiff::Timestamp;
 
@@ -80,6 +80,11 @@ impl Text {
     }
 }
 
+/// `10000 -> 80/tcp`.
+fn port_text(port: &AssignedPort) -> String {
+    format!("{} -> {}/{}", port.host_port, port.container_port, port.protocol)
+}
+
 fn sandbox_text(sandbox: &Sandbox, events: &[Event], styles: Styles, now: Timestamp) -> String {
     let status = &sandbox.status;
     let mut text = Text { out: String::new(), styles };
@@ -92,6 +97,9 @@ fn sandbox_text(sandbox: &Sandbox, events: &[Event], styles: Styles, now: Timest
     text.optional("Limits per", status.limits_scope.as_ref());
     text.optional("Node", status.node_name.as_ref());
     text.optional("Address", status.ip.as_ref());
+    for port in &status.assigned_ports {
+        text.line("Port", port_text(port));
+    }
     text.line(
         "Created",
         format!("{} ({} ago)", sandbox.created_at, age_since(&sandbox.created_at, now)),

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
-use atoll_runtime::disk::DiskChoice;
 use atoll_server::{DataDir, ListenAddress};
 use rustix::stdio::{dup2_stderr, dup2_stdout};
 
@@ -24,13 +23,11 @@ pub(super) struct Serving {
     pub(super) pid: u32,
 }
 
-/// Starts `atoll up` for this data directory in the background; returns once it serves.
+/// Starts `atoll up` with these flags for this data directory in the background; returns once it serves.
 pub(super) fn start(
     data_dir: &Path,
     listen: &ListenAddress,
-    enable_sim: bool,
-    disks: DiskChoice,
-    network: bool,
+    flags: &[String],
 ) -> anyhow::Result<Serving> {
     DataDir::create(data_dir)?;
     let data_dir = data_dir
@@ -49,10 +46,7 @@ pub(super) fn start(
         .arg(&data_dir)
         .arg("--listen")
         .arg(listen.to_string())
-        .arg("--disk-backend")
-        .arg(disks.to_string())
-        .args(enable_sim.then_some("--enable-sim"))
-        .args(network.then_some("--network"))
+        .args(flags)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

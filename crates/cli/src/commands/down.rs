@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::Context;
-use atoll_runtime::disk::DiskChoice;
 use atoll_server::ListenAddress;
 use atoll_sys::process::{ProcessIdentity, ProcessState};
 use atoll_wire::rest::{ServerRecord, Shutdown};
@@ -28,8 +27,9 @@ pub(super) async fn down(args: DownArgs, connection: &ConnectionArgs) -> Outcome
         let anywhere: ListenAddress = "127.0.0.1:0".parse()?;
         // With every class, so that whatever there is can be ended.
         // The network is taken down where there is one.
-        let network = directory.join("network").exists();
-        detached::start(directory, &anywhere, true, DiskChoice::Auto, network)?;
+        let network = directory.join("network").exists().then_some("--network");
+        let flags = network.into_iter().chain(["--enable-sim"]).map(str::to_owned);
+        detached::start(directory, &anywhere, &flags.collect::<Vec<_>>())?;
         record = live_record(directory)?;
     }
     let Some(record) = record else {

@@ -1,6 +1,6 @@
 //! `atoll get`: tables of objects, or the objects as the API has them; once, or as they change.
 
-use atoll_wire::rest::{ImageInfo, Items, NodeInfo, Sandbox, WatchEvent};
+use atoll_wire::rest::{AssignedPort, ImageInfo, Items, NodeInfo, Sandbox, WatchEvent};
 use jiff::Timestamp;
 use reqwest::Method;
 use serde::Serialize;
@@ -150,6 +150,7 @@ fn sandbox_table(sandboxes: &[Sandbox], wide: bool) -> Table {
             "UID",
             "NODE",
             "IP",
+            "PORTS",
             "EXPIRES",
             "REASON",
             "LAST ERROR",
@@ -181,12 +182,20 @@ fn sandbox_row(sandbox: &Sandbox, wide: bool, now: Timestamp) -> Vec<Cell> {
             Cell::new(&sandbox.uid),
             text(&status.node_name),
             text(&status.ip),
+            Cell::new(ports_of(sandbox)),
             text(&status.expire_at),
             text(&status.reason),
             text(&status.last_error),
         ]);
     }
     cells
+}
+
+/// `10000->80/tcp,10001->53/udp`.
+fn ports_of(sandbox: &Sandbox) -> String {
+    let port =
+        |it: &AssignedPort| format!("{}->{}/{}", it.host_port, it.container_port, it.protocol);
+    sandbox.status.assigned_ports.iter().map(port).collect::<Vec<_>>().join(",")
 }
 
 /// Containers that run, of how many.

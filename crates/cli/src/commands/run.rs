@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 use atoll_wire::rest::{
-    AttachRequest, ContainerSpec, CreateSandbox, Metadata, ResourceSpec, Sandbox, SandboxEnvelope,
-    SandboxSpec, StopSandbox,
+    AttachRequest, ContainerSpec, CreateSandbox, Metadata, PortSpec, ResourceSpec, Sandbox,
+    SandboxEnvelope, SandboxSpec, StopSandbox,
 };
 use reqwest::Method;
 use tokio::sync::oneshot;
 
 use super::exec::{NOT_BEGUN, explain, not_begun, with_terminal_kind};
 use super::{Outcome, connect, exit_code};
-use crate::args::{ConnectionArgs, PullPolicy, RunArgs};
+use crate::args::{ConnectionArgs, PublishedPort, PullPolicy, RunArgs};
 use crate::client::{Client, sandbox_path, with_query};
 use crate::output::{self, Spinner};
 use crate::terminal::{self, Session, SessionEnd, SignalPath};
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs a command in a new sandbox.
 pub(super) async fn run(args: RunArgs, connection: &ConnectionArgs) -> Outcome {
-    refuse_network(&args)?;
+    refuse_unenforced(&args)?;
     let client = connect(connection)?;
     let sandbox = match client.create_sandbox(&request(&args)).await {
         Ok(sandbox) => sandbox,
@@ -54,16 +54,13 @@ pub(super) async fn run(args: RunArgs, connection: &ConnectionArgs) -> Outcome {
     }
 }
 
-/// What needs the network is refused here too, with the flag's own name.
-fn refuse_network(args: &RunArgs) -> anyhow::Result<()> {
-    let flag = match (args.publish.is_empty(), args.volume.is_empty()) {
-        (false, _) => "-p (published ports)",
-        (_, false) => "-v (volumes)",
-        _ => return Ok(()),
-    };
-    anyhow::bail!(
-        "{flag} is not yet enforced by this version of atoll, and therefore refused: leave it out"
-    )
+/// What is not enforced is refused here too, with the flag's own name.
+fn refuse_unenforced(args: &RunArgs) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        args.volume.is_empty(),
+        "-v (volumes) is not yet enforced by this version of atoll, and therefore refused: leave it out"
+    );
+    Ok(())
 }
 
 fn request(args: &RunArgs) -> CreateSandbox {
@@ -93,9 +90,19 @@ fn request(args: &RunArgs) -> CreateSandbox {
             class: args.class.clone(),
             detach_ttl_seconds: (!args.keep).then_some(DETACH_TTL_SECONDS),
             egress: args.egress,
+            ports: args.publish.iter().map(port).collect(),
             containers: vec![container],
             ..SandboxSpec::default()
         },
+    }
+}
+
+fn port(wanted: &PublishedPort) -> PortSpec {
+    PortSpec {
+        container_port: wanted.container_port.into(),
+        host_port: None,
+        published_port: wanted.host_port.map(i64::from),
+        protocol: Some(wanted.protocol.name().to_owned()),
     }
 }
 

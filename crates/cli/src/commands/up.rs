@@ -1,8 +1,10 @@
 //! `atoll up`: serves in the foreground, or starts a process that does and returns once it serves.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
+use atoll_runtime::SandboxNetwork;
 use atoll_runtime::shim::NetworkConfig;
 use atoll_server::{DataDir, ServerConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,13 +22,7 @@ const DEFAULT_LOG: &str = "info";
 /// Starts atoll.
 pub(super) fn up(args: &UpArgs, connection: &ConnectionArgs) -> Outcome {
     if args.detach {
-        let serving = detached::start(
-            &connection.data_dir,
-            &args.listen,
-            args.enable_sim,
-            args.disk_backend,
-            args.network,
-        )?;
+        let serving = detached::start(&connection.data_dir, &args.listen, &flags(args))?;
         output::print(&format!(
             "atoll serves at {} (data directory {}, pid {})\n",
             serving.address,
@@ -39,6 +35,17 @@ pub(super) fn up(args: &UpArgs, connection: &ConnectionArgs) -> Outcome {
         return serve(args, &connection.data_dir, false);
     }
     serve(args, &connection.data_dir, true).inspect_err(detached::tell_failure)
+}
+
+/// What the server in the background is to be told besides its data directory and address.
+fn flags(args: &UpArgs) -> Vec<String> {
+    let mut flags = vec![
+        format!("--disk-backend={}", args.disk_backend),
+        format!("--port-range={}", args.port_range),
+    ];
+    flags.extend(args.enable_sim.then(|| "--enable-sim".to_owned()));
+    flags.extend(args.network.then(|| "--network".to_owned()));
+    flags
 }
 
 fn serve(args: &UpArgs, data_dir: &Path, detached: bool) -> Outcome {
@@ -96,12 +103,6 @@ async fn serve_until_told(
         })
     };
     let images = node::images(&directory).await?;
-    if let Some(host) = &classes.host
-        && let Err(error) = host.serve_names()
-    {
-        // Sandboxes without names are no reason to leave all others without a server.
-        tracing::error!("{:#}", anyhow::Error::new(error));
-    }
     let config = ServerConfig {
         data_dir,
         listen: args.listen.clone(),
@@ -109,6 +110,8 @@ async fn serve_until_told(
         runtimes: classes.runtimes,
         missing_classes: classes.missing,
         network: classes.network,
+        sandbox_network: classes.host.map(|host| host as Arc<dyn SandboxNetwork>),
+        port_range: args.port_range,
         images,
         concurrent_launches: None,
         on_serving: Some(on_serving),

@@ -39,6 +39,8 @@ pub(super) async fn clear(host: &Arc<ShimHost>, uid: &str) -> Result<(), Runtime
     blocking(move || {
         let _lock = kill(&host, &uid)?;
         host.slots.release(&uid)?;
+        // Of a sandbox that never published anything there is none.
+        let _ = fs::remove_file(directory.published());
         if let Found::Whole(mut launch) = directory.launch()
             && launch.placement.network.take().is_some()
         {

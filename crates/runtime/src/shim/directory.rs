@@ -209,6 +209,11 @@ impl SandboxDirectory {
         self.path.join(container_directory(container)).join(disk::file_name(backend))
     }
 
+    /// There while the sandbox's published ports are open.
+    pub(super) fn published(&self) -> PathBuf {
+        self.path.join("published")
+    }
+
     pub(super) fn log(&self, container: &str) -> PathBuf {
         self.path.join("logs").join(format!("{container}.log"))
     }
@@ -375,6 +380,7 @@ mod tests {
             shm_bytes: 0,
             boost_millis: 0,
             network: NetworkPlan::World,
+            ports: Vec::new(),
         };
         let placement = Placement {
             engine: Engine::Container,

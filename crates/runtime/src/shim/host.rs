@@ -6,16 +6,19 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use atoll_network::{Network, Subnet};
 use atoll_sys::cgroup::{CgroupLayout, CgroupRoot};
-use atoll_wire::shim::{Engine, GvisorPlacement};
+use atoll_wire::shim::{Engine, GvisorPlacement, PortPlan};
 use sha2::{Digest, Sha256};
+use tokio::net::TcpStream;
 
-use crate::RuntimeError;
 use crate::container_host;
 use crate::disk::{self, DiskChoice};
+use crate::{HoldError, RuntimeError, SandboxNetwork};
 use atoll_model::causes::with_causes;
 
+use super::blocking;
 use super::directory::{Found, Layout, io_error};
 use super::id_ranges::IdRanges;
 use super::launches::Launches;
@@ -39,6 +42,8 @@ pub struct ShimHostConfig {
     pub pools: PoolSizes,
     /// Sandboxes may have a network; `None`: each has loopback only.
     pub network: Option<NetworkConfig>,
+    /// A program whose `main` calls `atoll_keeper::program_main`: begun where there is a network.
+    pub keeper_program: PathBuf,
     /// What bounds the disks of new sandboxes. Those from before keep theirs.
     pub disks: DiskChoice,
 }
@@ -61,7 +66,37 @@ pub struct ShimHost {
     pub(super) ids: Option<IdRanges>,
     pub(super) cgroups: CgroupRoot,
     pub(super) launches: Launches,
-    pub(super) slots: Slots,
+    pub(super) slots: Arc<Slots>,
+}
+
+#[async_trait]
+impl SandboxNetwork for ShimHost {
+    async fn hold(&self, uid: &str, ports: &[PortPlan]) -> Result<(), HoldError> {
+        let (slots, uid, ports) = (Arc::clone(&self.slots), uid.to_owned(), ports.to_vec());
+        let held = tokio::task::spawn_blocking(move || slots.hold(&uid, &ports)).await;
+        held.unwrap_or_else(|error| Err(HoldError::Failed(error.to_string())))
+    }
+
+    async fn retain(&self) {
+        let slots = Arc::clone(&self.slots);
+        if let Err(error) = tokio::task::spawn_blocking(move || slots.retain()).await {
+            tracing::error!(%error, "ports that nobody has may stay held");
+        }
+    }
+
+    async fn publish(&self, uid: &str, is_open: bool) -> Result<(), RuntimeError> {
+        let (slots, uid) = (Arc::clone(&self.slots), uid.to_owned());
+        blocking(move || slots.publish(&uid, is_open)).await
+    }
+
+    async fn connect(&self, uid: &str, port: u16) -> Result<TcpStream, RuntimeError> {
+        self.slots.connect(uid, port).await
+    }
+
+    async fn let_go(&self, uid: &str) -> Result<(), RuntimeError> {
+        let (slots, uid) = (Arc::clone(&self.slots), uid.to_owned());
+        blocking(move || slots.release(&uid)).await
+    }
 }
 
 /// The name of a data directory's instance, unique on a host: what belongs to it carries this name.
@@ -107,9 +142,12 @@ impl ShimHost {
         let pools = Pools::start(&layout, config.pools, maker(&layout, &instance, config.disks)?)?;
         let launches = Launches::default();
         let slots = match config.network {
-            Some(network) => Slots::open(&layout, &instance, network.subnet),
-            None => Slots::not_offered(&layout, &instance),
+            Some(network) => {
+                Slots::open(&layout, &instance, network.subnet, &config.keeper_program)
+            }
+            None => Slots::not_offered(&layout, &instance, &config.keeper_program),
         };
+        let slots = Arc::new(slots);
         let host =
             Self { layout, instance, programs, spawners, pools, ids, cgroups, launches, slots };
         host.read_launches()?;
@@ -147,14 +185,6 @@ impl ShimHost {
     #[must_use]
     pub fn spawner_pids(&self) -> Vec<i32> {
         self.spawners.pids()
-    }
-
-    /// Answers sandboxes' questions for names from now on. Needs a tokio runtime.
-    ///
-    /// # Errors
-    /// [`RuntimeError::Host`]: its port in the ring cannot be had.
-    pub fn serve_names(&self) -> Result<(), RuntimeError> {
-        self.slots.serve_names()
     }
 
     /// The network for sandboxes, or why there is none.

@@ -205,8 +205,8 @@ async fn network(
     if plan.network == NetworkPlan::Loopback {
         return Ok((host.pools.network().await?, None));
     }
-    let (host, uid, wanted) = (Arc::clone(host), plan.uid.clone(), plan.network);
-    let taken = blocking(move || host.slots.take(&uid, wanted)).await?;
+    let (host, plan) = (Arc::clone(host), plan.clone());
+    let taken = blocking(move || host.slots.take(&plan)).await?;
     Ok((taken.network, Some(taken.placement)))
 }
 

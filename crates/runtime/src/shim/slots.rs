@@ -1,32 +1,32 @@
-//! Which sandbox has which slot of the instance's network, and a few slots made ahead.
+//! Which sandbox has which slot of the instance's network, who may visit it, and a few slots made ahead.
 //!
 //! Owns the network of the instance while a server runs. A slot is a sandbox's from before its first instruction until nothing of it
-//! runs; who has it is in the sandbox's `launch.json`, and learned from there by the next server.
+//! runs; who has it is in the sandbox's `launch.json`, and whether visitors are let in is its file `published`: the next server learns
+//! both from there. What user space must hold of it (ports, names) is the keeper's.
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use atoll_keeper::{Asker, Resolver, ResolverSockets, Servers};
+use atoll_keeper::{KeeperError, Member, Names, Port, ResolverPlace, StartOptions};
 use atoll_model::causes::with_causes;
-use atoll_network::{KnownSlot, Network, OpenOptions, Policy, Reach, Slot, SlotNumber, Subnet};
+use atoll_network::{
+    KnownSlot, Network, OpenOptions, Policy, PublishedPort, Reach, Slot, SlotNumber, Subnet,
+};
 use atoll_sys::network_namespace::PreparedNetwork;
-use atoll_wire::shim::{NetworkPlacement, NetworkPlan};
+use atoll_wire::shim::{NetworkPlacement, NetworkPlan, PortPlan, PortProtocol, SandboxPlan};
 
-use crate::RuntimeError;
+use crate::{HoldError, RuntimeError};
 
 use super::directory::{Found, Layout};
+use super::keeping::{Keeping, port_of};
+use super::ring_io::RingIo;
 
 /// Why sandboxes have loopback only.
 const NOT_OFFERED: &str = "the server was started without --network";
 /// SOURCE: RFC 1035, 4.2.
 const NAMES_PORT: u16 = 53;
-/// How long the port is waited for that a killed server, or a child it had just forked, may hold for a moment more.
-const HELD_UNTIL_AN_EXEC: Duration = Duration::from_millis(500);
-/// Between two tries.
-const PORT_PAUSE: Duration = Duration::from_millis(5);
 /// Slots that are kept ready (guess: most sandboxes of a burst have no network).
 const READY: usize = 4;
 
@@ -39,9 +39,10 @@ pub(super) struct Slots {
 }
 
 struct Shared {
+    layout: Layout,
     network: Network,
-    /// Serves from when there are threads for it.
-    resolver: OnceLock<Resolver>,
+    keeping: Keeping,
+    io: RingIo,
     stock: Mutex<Stock>,
     /// Something was taken, or it is over.
     wanted: Condvar,
@@ -55,19 +56,44 @@ struct Stock {
 }
 
 /// A sandbox's place in the network.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Place {
     number: SlotNumber,
     plan: NetworkPlan,
+    ports: Vec<PortPlan>,
+    /// Visitors are let in.
+    is_open: bool,
+}
+
+impl Place {
+    fn published(&self) -> Vec<PublishedPort> {
+        let ports = if self.is_open { &self.ports[..] } else { &[] };
+        let published = |port: &PortPlan| PublishedPort {
+            protocol: match port.protocol {
+                PortProtocol::Tcp => atoll_network::Protocol::Tcp,
+                PortProtocol::Udp => atoll_network::Protocol::Udp,
+            },
+            host_port: port.host_port,
+            slot_port: port.container_port,
+        };
+        ports.iter().map(published).collect()
+    }
+
+    /// What is wanted of the keeper for it.
+    fn describe(&self, subnet: &Subnet, member: &mut Member) {
+        let addresses = subnet.slot(self.number);
+        member.addresses =
+            Some(atoll_keeper::Addresses { ipv4: addresses.ipv4, ipv6: addresses.ipv6 });
+        member.names = match self.plan {
+            NetworkPlan::World => Names::Forward { granted: Vec::new() },
+            NetworkPlan::Isolated | NetworkPlan::Loopback => Names::Refuse,
+        };
+        member.ports =
+            self.ports.iter().map(|port| Port { open: self.is_open, ..port_of(port) }).collect();
+    }
 }
 
 impl Shared {
-    /// What the resolver knows of a sandbox.
-    fn asker(&self, place: Place) -> Asker {
-        let addresses = self.network.subnet().slot(place.number).both();
-        Asker { addresses, forward: place.plan == NetworkPlan::World, granted: Vec::new() }
-    }
-
     fn stock(&self) -> MutexGuard<'_, Stock> {
         self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -110,40 +136,54 @@ impl Slots {
 
     /// For a server that offers no network: one that an earlier server left is taken over all the same, so that what still runs in it keeps
     /// it, and so that it is taken down in the end.
-    pub(super) fn not_offered(layout: &Layout, instance: &str) -> Self {
+    pub(super) fn not_offered(layout: &Layout, instance: &str, keeper: &Path) -> Self {
         if network_directory(&layout.data_dir).exists() {
-            return Self { offered: false, ..Self::open(layout, instance, None) };
+            return Self { offered: false, ..Self::open(layout, instance, None, keeper) };
         }
         Self::none(NOT_OFFERED)
     }
 
     /// Opens the network and finds the slots of sandboxes that an earlier server began. A host that cannot have one is no error.
-    pub(super) fn open(layout: &Layout, instance: &str, subnet: Option<Subnet>) -> Self {
-        let (known, taken) = known_slots(layout);
+    pub(super) fn open(
+        layout: &Layout,
+        instance: &str,
+        subnet: Option<Subnet>,
+        keeper: &Path,
+    ) -> Self {
+        match Self::begin(layout, instance, subnet, keeper) {
+            Ok(slots) => slots,
+            Err(why) => Self::none(why),
+        }
+    }
+
+    fn begin(
+        layout: &Layout,
+        instance: &str,
+        subnet: Option<Subnet>,
+        keeper: &Path,
+    ) -> Result<Self, String> {
+        let taken = known_places(layout);
+        let known: Vec<KnownSlot> = taken.values().map(known_slot).collect();
         let directory = network_directory(&layout.data_dir);
         let options = OpenOptions { directory, instance: instance.to_owned(), subnet };
-        let network = match Network::open(&options, &known) {
-            Ok((network, lost)) => {
-                for slot in lost {
-                    tracing::error!(slot = slot.0, "a running sandbox has lost its network");
-                }
-                network
-            }
-            Err(error) => return Self::none(with_causes(&error)),
-        };
-        let stock = Stock { taken, ..Stock::default() };
-        let shared = Arc::new(Shared {
-            network,
-            resolver: OnceLock::new(),
-            stock: Mutex::new(stock),
-            wanted: Condvar::new(),
-        });
+        let (network, lost) =
+            Network::open(&options, &known).map_err(|error| with_causes(&error))?;
+        for slot in lost {
+            tracing::error!(slot = slot.0, "a running sandbox has lost its network");
+        }
+        let keeping =
+            begin_keeping(layout, &network, keeper, &taken).map_err(|error| with_causes(&error))?;
+        let io = RingIo::start(&network)?;
+        let stock = Mutex::new(Stock { taken, ..Stock::default() });
+        let layout = layout.clone();
+        let wanted = Condvar::new();
+        let shared = Arc::new(Shared { layout, network, keeping, io, stock, wanted });
         let keeping = Arc::clone(&shared);
         let keeper = std::thread::Builder::new()
             .name("pool-slots".into())
             .spawn(move || keeping.keep())
             .map_err(|error| tracing::warn!(%error, "no network slots are prepared ahead"));
-        Self { shared: Ok(shared), offered: true, keeper: Mutex::new(keeper.ok()) }
+        Ok(Self { shared: Ok(shared), offered: true, keeper: Mutex::new(keeper.ok()) })
     }
 
     /// The network, or why there is none.
@@ -155,34 +195,8 @@ impl Slots {
         }
     }
 
-    /// Answers sandboxes' questions for names from now on. Needs a tokio runtime. Without a network there is nobody to ask.
-    pub(super) fn serve_names(&self) -> Result<(), RuntimeError> {
-        let Ok(shared) = &self.shared else { return Ok(()) };
-        let failed = |error: &dyn std::error::Error| RuntimeError::Host {
-            message: format!("sandboxes cannot resolve names: {}", with_causes(error)),
-        };
-        let gateway = shared.network.subnet().gateway().both();
-        let give_up_at = Instant::now() + HELD_UNTIL_AN_EXEC;
-        let sockets = loop {
-            match shared.network.inside_ring(|| ResolverSockets::open(&gateway, NAMES_PORT)) {
-                Ok(sockets) => break sockets,
-                Err(_) if Instant::now() < give_up_at => std::thread::sleep(PORT_PAUSE),
-                Err(error) => return Err(failed(&error)),
-            }
-        };
-        let resolver =
-            Resolver::serve(sockets, Servers::of_host()).map_err(|error| failed(&error))?;
-        let known: Vec<Place> = shared.stock().taken.values().copied().collect();
-        for place in known {
-            resolver.admit(&shared.asker(place));
-        }
-        // Told once; another call finds it serving.
-        drop(shared.resolver.set(resolver));
-        Ok(())
-    }
-
-    /// A slot for a sandbox, open to what the plan says and to nothing else. Blocks for a millisecond or two.
-    pub(super) fn take(&self, uid: &str, plan: NetworkPlan) -> Result<Taken, RuntimeError> {
+    /// A slot for a sandbox, open to what the plan says and to nothing else; its published ports are closed. Blocks for a millisecond or two.
+    pub(super) fn take(&self, plan: &SandboxPlan) -> Result<Taken, RuntimeError> {
         let failed = |message: String| RuntimeError::Host { message };
         let shared = self.shared.as_ref().map_err(|why| failed(why.clone()))?;
         let ready = shared.stock().ready.pop();
@@ -191,14 +205,16 @@ impl Slots {
             Some(slot) => slot,
             None => shared.network.prepare_slot().map_err(|error| failed(with_causes(&error)))?,
         };
-        let place = Place { number: slot.number, plan };
-        shared.stock().taken.insert(uid.to_owned(), place);
-        if let Some(resolver) = shared.resolver.get() {
-            resolver.admit(&shared.asker(place));
-        }
-        if let Err(error) = shared.network.admit(slot.number, &policy(plan)) {
+        let (uid, ports) = (&plan.uid, plan.ports.clone());
+        let place = Place { number: slot.number, plan: plan.network, ports, is_open: false };
+        shared.stock().taken.insert(uid.clone(), place.clone());
+        let opened = shared.tell_keeper(uid, &place).and_then(|()| {
+            let admitted = shared.network.admit(slot.number, &policy(plan.network));
+            admitted.map_err(|error| with_causes(&error))
+        });
+        if let Err(why) = opened {
             self.release(uid)?;
-            return Err(failed(with_causes(&error)));
+            return Err(failed(why));
         }
         let placement = NetworkPlacement {
             slot: slot.number.0,
@@ -210,16 +226,90 @@ impl Slots {
         Ok(Taken { network: slot.network, placement })
     }
 
-    /// A sandbox has ended: its slot is gone afterwards. One without a slot is fine. Blocks for a few milliseconds.
+    /// Lets visitors of a sandbox's published ports in, or no new ones from now on. The same again changes nothing.
+    pub(super) fn publish(&self, uid: &str, is_open: bool) -> Result<(), RuntimeError> {
+        let shared = self.shared(uid)?;
+        let Some(mut place) = shared.stock().taken.get(uid).cloned() else {
+            return if is_open {
+                Err(unreachable(uid, "it has no slot".to_owned()))
+            } else {
+                Ok(())
+            };
+        };
+        place.is_open = is_open;
+        let mark = shared.layout.sandbox(uid).published();
+        if is_open && let Err(error) = std::fs::File::create(&mark) {
+            // It then stays closed for a moment after a restart of the server.
+            tracing::warn!(uid, %error, "it could not be noted that a sandbox's ports are open");
+        }
+        // To the world last, and from it first.
+        let told = if is_open {
+            shared.tell_keeper(uid, &place).and_then(|()| shared.let_in(&place))
+        } else {
+            let shut = shared.let_in(&place);
+            shared.tell_keeper(uid, &place).and(shut)
+        };
+        told.map_err(|why| unreachable(uid, why))?;
+        if let Some(known) = shared.stock().taken.get_mut(uid) {
+            known.is_open = is_open;
+        }
+        if !is_open {
+            // Gone with its directory at the latest.
+            let _ = std::fs::remove_file(mark);
+        }
+        Ok(())
+    }
+
+    /// Holds ports of this host for a sandbox that is to come: all of them or none.
+    pub(super) fn hold(&self, uid: &str, ports: &[PortPlan]) -> Result<(), HoldError> {
+        let shared = self.shared.as_ref().map_err(|why| HoldError::Failed(why.clone()))?;
+        let ports: Vec<Port> = ports.iter().map(port_of).collect();
+        match shared.keeping.hold(uid, &ports) {
+            Ok(()) => Ok(()),
+            Err(KeeperError::Taken { hold, by }) => {
+                Err(HoldError::Taken { host_port: hold.host_port, by_sandbox: by.is_some() })
+            }
+            Err(error) => Err(HoldError::Failed(with_causes(&error))),
+        }
+    }
+
+    /// Lets go of the ports of those who have neither a slot nor were held for since this server began.
+    pub(super) fn retain(&self) {
+        let Ok(shared) = &self.shared else { return };
+        if let Err(error) = shared.keeping.retain() {
+            tracing::warn!(
+                error = with_causes(&error),
+                "ports of sandboxes that are gone stay held"
+            );
+        }
+    }
+
+    /// A connection to a port of a sandbox.
+    pub(super) async fn connect(
+        &self,
+        uid: &str,
+        port: u16,
+    ) -> Result<tokio::net::TcpStream, RuntimeError> {
+        let shared = self.shared(uid)?;
+        let number = shared.stock().taken.get(uid).map(|place| place.number);
+        let number = number.ok_or_else(|| unreachable(uid, "it has no slot".to_owned()))?;
+        let addresses = shared.network.subnet().slot(number).both();
+        let connected = shared.io.connect(addresses, port).await;
+        connected.map_err(|error| unreachable(uid, format!("port {port}: {error}")))
+    }
+
+    fn shared(&self, uid: &str) -> Result<&Arc<Shared>, RuntimeError> {
+        self.shared.as_ref().map_err(|why| unreachable(uid, why.clone()))
+    }
+
+    /// A sandbox has ended, or will never begin: its slot and its ports are somebody else's afterwards. One without is fine. Blocks for a
+    /// few milliseconds.
     pub(super) fn release(&self, uid: &str) -> Result<(), RuntimeError> {
         let Ok(shared) = &self.shared else { return Ok(()) };
-        let Some(place) = shared.stock().taken.get(uid).copied() else { return Ok(()) };
-        if let Some(resolver) = shared.resolver.get() {
-            resolver.forget(shared.network.subnet().slot(place.number).both());
-        }
-        shared.network.release(place.number).map_err(|error| RuntimeError::Unreachable {
-            uid: uid.to_owned(),
-            message: format!("its network slot stays: {}", with_causes(&error)),
+        shared.keeping.remove(uid).map_err(|error| unreachable(uid, with_causes(&error)))?;
+        let Some(place) = shared.stock().taken.get(uid).cloned() else { return Ok(()) };
+        shared.network.release(place.number).map_err(|error| {
+            unreachable(uid, format!("its network slot stays: {}", with_causes(&error)))
         })?;
         shared.stock().taken.remove(uid);
         Ok(())
@@ -240,6 +330,8 @@ impl Slots {
                 tracing::warn!(error = with_causes(&error), "an unused network slot stays");
             }
         }
+        shared.io.stop();
+        shared.keeping.stop(everything);
         if everything && let Err(error) = shared.network.remove() {
             tracing::warn!(error = with_causes(&error), "the instance's network stays");
         }
@@ -259,9 +351,49 @@ fn network_directory(data_dir: &Path) -> std::path::PathBuf {
     data_dir.join("network")
 }
 
-/// The slots of sandboxes that have not ended, by their directories.
-fn known_slots(layout: &Layout) -> (Vec<KnownSlot>, HashMap<String, Place>) {
-    let (mut known, mut taken) = (Vec::new(), HashMap::new());
+impl Shared {
+    fn tell_keeper(&self, uid: &str, place: &Place) -> Result<(), String> {
+        let subnet = self.network.subnet();
+        let told = self.keeping.change(uid, |member| place.describe(&subnet, member));
+        told.map_err(|error| with_causes(&error))
+    }
+
+    fn let_in(&self, place: &Place) -> Result<(), String> {
+        let published = self.network.publish(place.number, &place.published());
+        published.map_err(|error| with_causes(&error))
+    }
+}
+
+fn unreachable(uid: &str, message: String) -> RuntimeError {
+    RuntimeError::Unreachable { uid: uid.to_owned(), message }
+}
+
+fn begin_keeping(
+    layout: &Layout,
+    network: &Network,
+    program: &Path,
+    taken: &HashMap<String, Place>,
+) -> Result<Keeping, KeeperError> {
+    let subnet = network.subnet();
+    let gateway = subnet.gateway();
+    let resolver = ResolverPlace {
+        ring: network_directory(&layout.data_dir).join("ring"),
+        gateway: atoll_keeper::Addresses { ipv4: gateway.ipv4, ipv6: gateway.ipv6 },
+        port: NAMES_PORT,
+    };
+    let member = |(uid, place): (&String, &Place)| {
+        let mut member =
+            Member { uid: uid.clone(), addresses: None, names: Names::Refuse, ports: Vec::new() };
+        place.describe(&subnet, &mut member);
+        member
+    };
+    let members = taken.iter().map(member).collect();
+    Keeping::start(StartOptions::new(program, &layout.data_dir), resolver, members)
+}
+
+/// The places of sandboxes that have not ended, by their directories.
+fn known_places(layout: &Layout) -> HashMap<String, Place> {
+    let mut taken = HashMap::new();
     for uid in layout.uids().unwrap_or_default() {
         let directory = layout.sandbox(&uid);
         let Found::Whole(launch) = directory.launch() else { continue };
@@ -270,12 +402,17 @@ fn known_slots(layout: &Layout) -> (Vec<KnownSlot>, HashMap<String, Place>) {
             continue;
         }
         let number = SlotNumber(placement.slot);
-        known.push(KnownSlot {
-            number,
-            policy: Some(policy(launch.plan.network)),
-            published: Vec::new(),
-        });
-        taken.insert(uid, Place { number, plan: launch.plan.network });
+        let is_open = directory.published().exists();
+        let (plan, ports) = (launch.plan.network, launch.plan.ports);
+        taken.insert(uid, Place { number, plan, ports, is_open });
     }
-    (known, taken)
+    taken
+}
+
+fn known_slot(place: &Place) -> KnownSlot {
+    KnownSlot {
+        number: place.number,
+        policy: Some(policy(place.plan)),
+        published: place.published(),
+    }
 }

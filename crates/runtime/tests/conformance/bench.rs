@@ -141,6 +141,7 @@ impl Bench {
             spawners: Some(1),
             pools: PoolSizes { networks: 2, disks: 1 },
             network: None,
+            keeper_program: std::path::PathBuf::new(),
             disks,
         })
         .unwrap();
@@ -238,6 +239,7 @@ impl Bench {
             shm_bytes: 4 * MIB,
             boost_millis: 0,
             network: atoll_wire::shim::NetworkPlan::Loopback,
+            ports: Vec::new(),
         }
     }
 

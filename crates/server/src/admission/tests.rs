@@ -97,11 +97,99 @@ fn what_would_not_be_enforced_is_refused_as_such() {
     let mut it = request(vec![container("main")]);
     it.spec.egress = true;
     it.spec.ports = vec![rest::PortSpec { container_port: 80, ..Default::default() }];
-    it.spec.readiness_probe = Some(rest::ProbeSpec::default());
+    it.spec.readiness_probe = Some(probe("tcp"));
     it.spec.node_selector.insert("zone".into(), "a".into());
     let problems = admit(&it, &offer()).unwrap_err();
     assert_eq!(problems.len(), 4);
     assert!(problems.iter().all(|it| it.not_enforced && it.message.contains("not yet enforced")));
+}
+
+fn probe(protocol: &str) -> rest::ProbeSpec {
+    rest::ProbeSpec {
+        protocol: protocol.into(),
+        port: Some(80),
+        path: None,
+        command: Vec::new(),
+        initial_delay_seconds: 1,
+        period_seconds: 1,
+        timeout_seconds: 1,
+        success_threshold: 1,
+        failure_threshold: 1,
+    }
+}
+
+#[test]
+fn ports_and_probes_are_checked_field_by_field() {
+    let offer = Offer { network: Ok(()), ..offer() };
+    let found = |change: fn(&mut rest::SandboxSpec)| {
+        let mut it = request(vec![container("main")]);
+        it.spec.class = Some("container".into());
+        change(&mut it.spec);
+        match admit(&it, &offer) {
+            Ok(admitted) => Ok(admitted.spec),
+            Err(problems) => Err(problems.into_iter().map(|it| it.path).collect::<Vec<_>>()),
+        }
+    };
+    let spec = found(|it| {
+        it.ports =
+            vec![rest::PortSpec { container_port: 80, host_port: Some(-7), ..Default::default() }];
+        it.readiness_probe = Some(rest::ProbeSpec { path: Some("/ok".into()), ..probe("http") });
+    });
+    let spec = spec.unwrap();
+    assert_eq!((spec.network, spec.ports.len(), spec.probes.len()), (Network::Isolated, 1, 1));
+    assert_eq!(spec.ports[0].published_port, None, "host_port is ignored");
+    let exec = found(|it| {
+        it.containers[0].readiness_probe =
+            Some(rest::ProbeSpec { port: None, command: vec!["true".into()], ..probe("exec") });
+    });
+    assert_eq!(exec.unwrap().network, Network::Loopback, "a command needs no network");
+    let bad: [(fn(&mut rest::SandboxSpec), &str); 9] = [
+        (|it| it.ports = vec![rest::PortSpec::default()], "spec.ports[0].container_port"),
+        (
+            |it| {
+                it.ports = vec![rest::PortSpec {
+                    container_port: 1,
+                    published_port: Some(65_536),
+                    ..Default::default()
+                }];
+            },
+            "spec.ports[0].published_port",
+        ),
+        (
+            |it| {
+                it.ports = vec![rest::PortSpec {
+                    container_port: 1,
+                    protocol: Some("TCP".into()),
+                    ..Default::default()
+                }];
+            },
+            "spec.ports[0].protocol",
+        ),
+        (
+            |it| it.ports = vec![rest::PortSpec { container_port: 1, ..Default::default() }; 65],
+            "spec.ports",
+        ),
+        (|it| it.readiness_probe = Some(probe("exec")), "spec.readiness_probe.protocol"),
+        (|it| it.readiness_probe = Some(probe("http")), "spec.readiness_probe.path"),
+        (
+            |it| it.readiness_probe = Some(rest::ProbeSpec { port: None, ..probe("tcp") }),
+            "spec.readiness_probe.port",
+        ),
+        (
+            |it| it.readiness_probe = Some(rest::ProbeSpec { period_seconds: 0, ..probe("tcp") }),
+            "spec.readiness_probe.period_seconds",
+        ),
+        (
+            |it| {
+                it.containers[0].readiness_probe =
+                    Some(rest::ProbeSpec { port: None, ..probe("exec") });
+            },
+            "spec.containers[0].readiness_probe.command",
+        ),
+    ];
+    for (change, path) in bad {
+        assert_eq!(found(change).unwrap_err(), [path]);
+    }
 }
 
 #[test]

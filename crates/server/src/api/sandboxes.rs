@@ -6,10 +6,11 @@ use atoll_model::ids::{SandboxName, SandboxUid};
 use atoll_model::state::{Cause, Phase};
 use atoll_model::timeline;
 use atoll_model::units::UnixMicros;
+use atoll_model::validate::Problem;
 use atoll_wire::guest::SignalRequest;
 use atoll_wire::rest::{
-    CreateSandbox, Deleted, Items, Manifest, Process, Sandbox, SandboxEnvelope, SandboxStatus,
-    SignalSandbox, StopSandbox, strict,
+    AssignedPort, CreateSandbox, Deleted, Items, Manifest, Process, Sandbox, SandboxEnvelope,
+    SandboxStatus, SignalSandbox, StopSandbox, strict,
 };
 use axum::Json;
 use axum::body::Body;
@@ -25,6 +26,7 @@ use super::wait::{self, WaitParams};
 use super::{App, Done, disks, watching};
 use crate::admission::{self, Admitted};
 use crate::owner::{self, Begin, Command, Live, Marks, OwnerHandle, Subject};
+use crate::ports::PortRefusal;
 use crate::store::{NewEvent, Write};
 use crate::time;
 
@@ -103,13 +105,20 @@ async fn accept(
         Some(name) => name.clone(),
         None => made_up_name(random("name")?)?,
     };
-    let record = new_record(&app, &name, uid, request, &admitted);
+    let mut record = new_record(&app, &name, uid, request, &admitted);
+    let ports = reserve_ports(&app, &record, &admitted).await?;
+    record.status.assigned_ports = ports;
     let object = format!("sandbox/{name}");
     let message = format!("class {}", admitted.class.name());
     let event = NewEvent { warning: false, reason: "Created", object, message };
-    let written = app.context.store.commit(Write::Create(record), vec![event]).await?;
-    let Some(sandbox) = written else {
-        return Err(ApiError::unavailable("the record was not written"));
+    let written = app.context.store.commit(Write::Create(record), vec![event]).await;
+    let sandbox = match written {
+        Ok(Some(sandbox)) => sandbox,
+        refused => {
+            give_back_ports(&app, &uid.to_string(), &admitted).await;
+            refused?;
+            return Err(ApiError::unavailable("the record was not written"));
+        }
     };
     marks.end_now(timeline::Phase::Store);
     app.context.metrics.created();
@@ -118,6 +127,49 @@ async fn accept(
         Subject { name, uid, class: admitted.class, spec: Arc::new(admitted.spec), record };
     owner::begin(&app.context, subject, Begin::Fresh(marks));
     Ok(sandbox)
+}
+
+/// Ports of this host for a sandbox that is to come, held.
+async fn reserve_ports(
+    app: &App,
+    record: &Sandbox,
+    admitted: &Admitted,
+) -> Result<Vec<AssignedPort>, ApiError> {
+    let wanted = &admitted.spec.ports;
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Some(network) = &app.context.network else {
+        return Err(ApiError::unavailable("this server has no network"));
+    };
+    // A name that is taken is told as such, whatever its ports: told by the store, where two come at once.
+    if app.context.store.sandbox(&record.id).is_some() {
+        return Ok(Vec::new());
+    }
+    let reserved =
+        app.context.ports.reserve(network.as_ref(), &record.uid, &record.id, wanted).await;
+    reserved.map_err(|refusal| match refusal {
+        PortRefusal::Wish(error) => ApiError::fields(vec![Problem {
+            path: "spec.ports".to_owned(),
+            message: error.to_string(),
+            not_enforced: false,
+        }]),
+        PortRefusal::Busy(message) => ApiError::conflict(message),
+        PortRefusal::Unavailable(message) => ApiError::unavailable(message),
+    })
+}
+
+async fn give_back_ports(app: &App, uid: &str, admitted: &Admitted) {
+    if admitted.spec.ports.is_empty() {
+        return;
+    }
+    if let Some(network) = &app.context.network
+        && let Err(error) = network.let_go(uid).await
+    {
+        tracing::warn!(%error, uid, "ports of a sandbox that was not created stay held");
+        return;
+    }
+    app.context.ports.give_back(uid);
 }
 
 fn made_up_name(random: u64) -> Result<SandboxName, ApiError> {

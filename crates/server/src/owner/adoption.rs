@@ -32,6 +32,7 @@ impl Owner {
                     self.tell(false, "Adopted", "it went on while nobody looked".to_owned());
                     self.follow(sandbox, events);
                     self.apply(Event::Seen { containers, adopted: true }, Urgency::Now);
+                    self.tend_gate();
                     return;
                 }
                 Found::Running(containers)

@@ -11,10 +11,12 @@
 //! sandbox could end.
 
 mod adoption;
+mod gate;
 mod live;
 mod marks;
 pub(crate) mod pace;
 mod persist;
+mod probing;
 mod removal;
 mod shim_events;
 mod status;
@@ -27,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use atoll_model::boost::Boosts;
 use atoll_model::ids::{SandboxName, SandboxUid};
 use atoll_model::spec::{Class, SandboxSpec};
-use atoll_runtime::Runtime;
+use atoll_runtime::{Runtime, SandboxNetwork};
 use atoll_wire::rest;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +37,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::images::ImageSource;
 use crate::metrics::Metrics;
+use crate::ports::PortBook;
 use crate::store::Store;
 use crate::traces::Traces;
 
@@ -49,6 +52,9 @@ pub(crate) struct Context {
     pub(crate) runtimes: HashMap<Class, Arc<dyn Runtime>>,
     /// Why a class cannot be had.
     pub(crate) missing: Vec<(Class, String)>,
+    /// The instance's network, also where new sandboxes are not offered it.
+    pub(crate) network: Option<Arc<dyn SandboxNetwork>>,
+    pub(crate) ports: PortBook,
     pub(crate) node_name: String,
     pub(crate) launches: Arc<Semaphore>,
     pub(crate) boosts: Mutex<Boosts>,

@@ -26,6 +26,7 @@ impl Owner {
             );
         }
         self.apply(Event::Delete(cause), Urgency::Now);
+        self.tend_gate();
         if self.destroying != Some(Destroying::ForDeletion) {
             // Whatever was under way is given up: a launch that is dropped leaves nothing, and all else is done again.
             self.work = None;
@@ -129,6 +130,7 @@ impl Owner {
                 }
             }
         }
+        self.context.ports.give_back(&uid);
         for waiter in self.waiters.drain(..) {
             waiter.send(Ok(())).ok();
         }

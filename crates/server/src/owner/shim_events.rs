@@ -31,6 +31,7 @@ impl Owner {
                     Event::Started { container, at: UnixMicros(at_unix_micros) },
                     Urgency::Now,
                 );
+                self.tend_gate();
             }
             Some(ShimEvent::Exited { exit }) => self.take_exit(&exit),
             Some(ShimEvent::LogDropped { container, dropped_bytes }) => {
@@ -65,6 +66,7 @@ impl Owner {
             format!("container {}: {how} ({})", exit.container, end.reason.name()),
         );
         self.apply(Event::Ended { container: exit.container.clone(), end }, Urgency::Now);
+        self.tend_gate();
     }
 
     /// It cannot be seen any more: look for it.

@@ -2,20 +2,26 @@
 
 use atoll_model::spec::SandboxSpec;
 use atoll_model::state::{
-    Cause, ContainerPhase, ContainerState, End, EndReason, Phase, SandboxState,
+    Cause, ContainerPhase, ContainerState, End, EndReason, Gate, Phase, SandboxState,
 };
 use atoll_model::units::UnixMicros;
 use atoll_wire::{record, rest, shim};
 
 use crate::time;
 
+/// The condition that shows the gate.
+const GATE: &str = "ReadinessGate";
+/// Its reason while it is shut after it was open.
+const FAILING: &str = "Failing";
+
 /// Writes a state into a record's status; what a state does not say stays as it was. Conditions keep the time of their last change.
 pub(crate) fn show(state: &SandboxState, status: &mut rest::SandboxStatus) {
     status.phase = state.phase.name().to_owned();
     status.ready = state.is_ready();
     if matches!(state.phase, Phase::Succeeded | Phase::Failed) {
-        // The address is somebody else's before long.
+        // Address and ports are somebody else's before long.
         status.ip = None;
+        status.assigned_ports.clear();
     }
     status.reason = state.cause.as_ref().map(|cause| cause.reason.clone());
     let asked_for = |cause: &Cause| matches!(cause.reason.as_str(), "Deleted" | "Shutdown");
@@ -73,6 +79,15 @@ fn show_conditions(state: &SandboxState, conditions: &mut Vec<rest::Condition>) 
         _ => "False",
     };
     set(conditions, "Ready", ready, reason, message);
+    let gate = match state.gate {
+        Gate::Absent => None,
+        Gate::Waiting => Some(("False", "Waiting")),
+        Gate::Open => Some(("True", "Passing")),
+        Gate::Shut => Some(("False", FAILING)),
+    };
+    if let Some((status, reason)) = gate {
+        set(conditions, GATE, status, reason, "");
+    }
     let images = if state.images_ready { ("True", "Resolved") } else { ("False", "NotYet") };
     set(conditions, "ImagesReady", images.0, images.1, "");
     if state.adopted {
@@ -104,6 +119,14 @@ fn set(
 /// The state that a record tells of. Containers are the specification's, whatever the record says.
 pub(crate) fn read(spec: &SandboxSpec, status: &rest::SandboxStatus) -> SandboxState {
     let mut state = SandboxState::new(spec.containers.iter().map(|it| it.name.as_str()));
+    if spec.is_gated() {
+        state = state.gated();
+        match status.conditions.iter().find(|it| it.kind == GATE) {
+            Some(it) if it.status == "True" => state.gate = Gate::Open,
+            Some(it) if it.reason == FAILING => state.gate = Gate::Shut,
+            _ => {}
+        }
+    }
     state.phase = Phase::from_name(&status.phase).unwrap_or(Phase::Unknown);
     let message = status.last_error.clone().unwrap_or_default();
     state.cause = status.reason.clone().map(|reason| Cause { reason, message });
@@ -213,8 +236,13 @@ mod tests {
 
     #[test]
     fn a_state_reads_back_from_what_is_shown() {
-        let spec = spec();
-        let mut state = SandboxState::new(["a", "b"]);
+        let port = atoll_model::spec::Port {
+            protocol: atoll_model::ports::PortProtocol::Tcp,
+            container_port: 80,
+            published_port: None,
+        };
+        let spec = SandboxSpec { ports: vec![port], ..spec() };
+        let mut state = SandboxState::new(["a", "b"]).gated();
         let end = End {
             code: None,
             signal: Some(9),
@@ -229,8 +257,11 @@ mod tests {
             Event::Started { container: "b".into(), at: UnixMicros(6) },
             Event::LogDropped { container: "b".into(), bytes: 12 },
             Event::Ended { container: "a".into(), end: end.clone() },
+            Event::GateOpened,
+            Event::GateShut(Cause { reason: "NotReady".into(), message: "no answer".into() }),
             Event::Unreachable("no answer".into()),
             Event::Seen { containers: state.containers.clone(), adopted: true },
+            Event::GateOpened,
             Event::Ended { container: "b".into(), end },
             Event::Delete(Cause { reason: "Deleted".into(), message: "by a client".into() }),
         ];

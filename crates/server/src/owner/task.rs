@@ -13,6 +13,7 @@ use atoll_wire::shim::SandboxPlan;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::gate::{Gatekeeper, next_told};
 use super::pace::Pace;
 use super::persist::{Persist, Urgency};
 use super::work::{self, After, Outcome, Removal, Work};
@@ -61,6 +62,8 @@ pub(super) struct Owner {
     pub(super) work: Option<Work>,
     pub(super) destroying: Option<Destroying>,
     pub(super) events: Option<EventReceiver>,
+    /// While it runs and has a gate.
+    pub(super) gatekeeper: Option<Gatekeeper>,
     pub(super) plan: Option<Arc<SandboxPlan>>,
     /// While it is being created.
     pub(super) marks: Option<Marks>,
@@ -110,6 +113,7 @@ impl Owner {
             work: None,
             destroying: None,
             events: None,
+            gatekeeper: None,
             plan: None,
             marks: None,
             pace: Pace::new(LEAST_PAUSE, MOST_PAUSE),
@@ -162,6 +166,7 @@ impl Owner {
                 None => return true,
             },
             event = next_event(&mut self.events) => self.take_event(event),
+            told = next_told(&mut self.gatekeeper) => self.take_told(told),
             outcome = next_outcome(&mut self.work) => {
                 self.work = None;
                 return self.take_outcome(outcome).await;
@@ -303,6 +308,7 @@ impl Owner {
                     }
                     self.tell(true, "Failed", text);
                 }
+                self.release_network();
                 self.release();
             }
             _ => {}
@@ -344,7 +350,7 @@ impl Owner {
         }
     }
 
-    fn mark_now(&mut self, phase: timeline::Phase) {
+    pub(super) fn mark_now(&mut self, phase: timeline::Phase) {
         if let Some(marks) = &mut self.marks {
             marks.end_now(phase);
         }
@@ -354,6 +360,7 @@ impl Owner {
     pub(super) fn let_go(&mut self) {
         self.context.boosts().end(self.subject.uid);
         self.events = None;
+        self.gatekeeper = None;
         self.live.send_replace(None);
     }
 
@@ -369,6 +376,24 @@ impl Owner {
             self.unread.send_replace(self.live.borrow().clone());
         }
         self.let_go();
+    }
+
+    /// Its ports and its address are somebody else's from now on.
+    pub(super) fn release_network(&mut self) {
+        self.gatekeeper = None;
+        let uid = self.subject.uid.to_string();
+        let Some(network) = self.context.network.clone() else { return };
+        if self.subject.spec.network == atoll_model::spec::Network::Loopback {
+            return;
+        }
+        let context = Arc::clone(&self.context);
+        tokio::spawn(async move {
+            match network.let_go(&uid).await {
+                Ok(()) => context.ports.give_back(&uid),
+                // Whoever removes what is left of it tries again; its ports are nobody else's until then.
+                Err(error) => tracing::warn!(%error, uid, "its place in the network stays"),
+            }
+        });
     }
 
     /// Images are needed no longer.
@@ -471,6 +496,7 @@ impl Owner {
             (Ok(mut plan), Some(runtime)) => {
                 let now = atoll_sys::clock::monotonic_micros();
                 let uid = self.subject.uid;
+                plan.ports = crate::ports::plans(&self.subject.record.status.assigned_ports);
                 plan.boost_millis = self.context.boosts().grant(uid, plan.boost_millis, now);
                 self.plan = Some(Arc::new(plan.clone()));
                 self.work = Some(work::launch(runtime, plan, permit));

@@ -216,6 +216,8 @@ impl TestServer {
                 "runsc is not installed".into(),
             )],
             network: Err("started without".into()),
+            sandbox_network: None,
+            port_range: atoll_model::ports::DEFAULT_PORT_RANGE,
             images: Arc::clone(&images) as Arc<dyn ImageSource>,
             concurrent_launches: None,
             on_serving: Some(Box::new(move |address| told.send(address.to_owned()).unwrap())),

@@ -187,6 +187,7 @@ impl Sandbox {
                 shm_bytes: 1 << 20,
                 boost_millis: 0,
                 network: atoll_wire::shim::NetworkPlan::Loopback,
+                ports: Vec::new(),
             },
             placement: Placement {
                 engine: Engine::Container,

@@ -71,7 +71,7 @@ pub struct SandboxSpec {
     /// Labels a node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
-    /// Published ports. Refused until the network is enforced.
+    /// Published ports: reachable through this host while the sandbox is ready. Needs a server with a network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortSpec>,
     /// Memory file systems that the containers share.
@@ -79,7 +79,7 @@ pub struct SandboxSpec {
     pub volumes: Vec<VolumeSpec>,
     /// At least one.
     pub containers: Vec<ContainerSpec>,
-    /// Refused until probes are there.
+    /// Must pass before the sandbox is ready, and decides from then on whether it is. `tcp` and `http` need a server with a network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readiness_probe: Option<ProbeSpec>,
     /// The hostname inside; a form of the name when left out (atoll).
@@ -98,9 +98,12 @@ pub struct SandboxSpec {
 pub struct PortSpec {
     /// 1 to 65535.
     pub container_port: i64,
-    /// Accepted and ignored, as sandboxd-o does.
+    /// Accepted and ignored, as sandboxd-o does: its manifests must not meet each other's wishes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_port: Option<i64>,
+    /// The host's port, of the node's range; any that is free when left out (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published_port: Option<i64>,
     /// `tcp` (default) or `udp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
@@ -179,6 +182,9 @@ pub struct ContainerSpec {
     /// Replaces the image's stop signal, a name or number (atoll).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_signal: Option<String>,
+    /// As the sandbox's own, besides it; here it may be `exec` too (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness_probe: Option<ProbeSpec>,
 }
 
 /// A memory file system of one container.
@@ -223,13 +229,17 @@ pub struct ResourceSpec {
 /// A readiness probe.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ProbeSpec {
-    /// `tcp` or `http`.
+    /// `tcp`, `http`, or, of a container, `exec` (atoll).
     pub protocol: String,
-    /// 1 to 65535.
-    pub port: i64,
+    /// 1 to 65535; none for `exec`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<i64>,
     /// For http: begins with `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// For exec: what is run in the container; 0 passes (atoll).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
     /// At least 1.
     pub initial_delay_seconds: i64,
     /// At least 1.

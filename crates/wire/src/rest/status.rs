@@ -89,6 +89,9 @@ pub struct SandboxStatus {
     /// Address, when it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip: Option<String>,
+    /// Its published ports, while they are its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub assigned_ports: Vec<AssignedPort>,
     /// When it will be deleted, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expire_at: Option<String>,
@@ -110,12 +113,23 @@ pub struct SandboxStatus {
     /// Each container (atoll).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<ContainerStatus>,
-    /// Kubernetes-style conditions: `Ready`, `ImagesReady`, `Adopted` (atoll).
+    /// Kubernetes-style conditions: `Ready`, `ReadinessGate` (where there are probes or ports), `ImagesReady`, `Adopted` (atoll).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// Where the time of its creation went (atoll).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<Timeline>,
+}
+
+/// A published port as it was assigned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignedPort {
+    /// On the host.
+    pub host_port: u16,
+    /// In the sandbox.
+    pub container_port: u16,
+    /// `tcp` or `udp`.
+    pub protocol: String,
 }
 
 /// A container's status (atoll).
@@ -188,7 +202,7 @@ pub struct Timeline {
     pub begun_at: String,
     /// Sum of the phases, microseconds.
     pub total_micros: u64,
-    /// In order: store, queue, image, prepare, spawn, sandbox, command, publish.
+    /// In order: store, queue, image, prepare, spawn, sandbox, command, ready (where there are probes or ports), publish.
     pub phases: Vec<TimelinePhase>,
 }
 

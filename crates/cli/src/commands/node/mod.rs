@@ -15,6 +15,9 @@ use atoll_server::ImageSource;
 
 use crate::args::UNPACK_ARGUMENT;
 
+/// Itself, also when its file was replaced or removed meanwhile. SOURCE: proc_pid_exe(5).
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
 /// The classes of this machine.
 pub(super) struct Classes {
     /// Those that can be had, weakest first.
@@ -60,6 +63,7 @@ pub(super) fn classes(
         spawners: None,
         pools: PoolSizes::default(),
         network,
+        keeper_program: THIS_PROGRAM.into(),
         disks,
     };
     let host = match ShimHost::open(config) {

@@ -1,0 +1,232 @@
+//! A sandbox's gate: what its probes say, and what follows for its published ports.
+//!
+//! ```text
+//! all containers started ──► probes begin ──► all pass ──► visitors are let in ──► GateOpened: ready
+//!                                                ▲  │ one does not, or a container ended
+//!                                                └──┴──► GateShut, then visitors are let in no more
+//! ```
+//!
+//! INVARIANT: a sandbox is shown as ready only while visitors are let in, and they are let in only while its probes pass.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_model::causes::with_causes;
+use atoll_model::probe::{Check, Progress, Purpose, Verdict};
+use atoll_model::spec::ReadinessProbe;
+use atoll_model::state::{Event, Gate, Phase};
+use atoll_model::timeline;
+use atoll_sys::clock::monotonic_micros;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Live;
+use super::persist::Urgency;
+use super::probing::{self, Target};
+use super::task::{Destroying, Owner, cause};
+
+/// Between attempts to let visitors in.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Verdicts that wait for their owner.
+const QUEUE: usize = 16;
+
+/// What the gate's tasks tell.
+pub(super) enum Told {
+    /// A probe stands elsewhere now.
+    Verdict { index: usize, verdict: Verdict, why: String },
+    /// Visitors are let in, or no more; or that could not be.
+    Published { is_open: bool, result: Result<(), String> },
+}
+
+/// Who watches a running sandbox's probes. Dropped, nobody does.
+pub(super) struct Gatekeeper {
+    verdicts: Vec<Verdict>,
+    /// Why one of them does not pass.
+    why: String,
+    sender: mpsc::Sender<Told>,
+    told: mpsc::Receiver<Told>,
+    /// Whether visitors are let in, once that is known.
+    is_published: Option<bool>,
+    /// A change of that is under way.
+    publishing: Option<AbortOnDropHandle<()>>,
+    _probes: Vec<AbortOnDropHandle<()>>,
+}
+
+impl Gatekeeper {
+    fn passes(&self) -> bool {
+        self.verdicts.iter().all(|verdict| *verdict == Verdict::Passing)
+    }
+}
+
+/// What is told next; for ever, where nobody watches.
+pub(super) async fn next_told(gatekeeper: &mut Option<Gatekeeper>) -> Told {
+    match gatekeeper {
+        Some(keeper) => match keeper.told.recv().await {
+            Some(told) => told,
+            // The keeper itself holds a sender.
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+impl Owner {
+    /// Begins to watch once there is something to watch, and makes true what the gate should be.
+    pub(super) fn tend_gate(&mut self) {
+        if self.state.gate == Gate::Absent {
+            return;
+        }
+        if self.gatekeeper.is_none() {
+            let live = self.live.borrow().clone();
+            match live {
+                Some(live) if self.state.all_started() => self.begin_gate(&live),
+                _ => return,
+            }
+        }
+        self.follow_gate();
+    }
+
+    fn begin_gate(&mut self, live: &Arc<Live>) {
+        let (sender, told) = mpsc::channel(QUEUE);
+        let now = monotonic_micros();
+        let (mut verdicts, mut tasks) = (Vec::new(), Vec::new());
+        for (index, probe) in self.subject.spec.probes.iter().enumerate() {
+            let progress = match self.state.gate {
+                Gate::Open => Progress::resumed(probe.probe.clone(), Purpose::Readiness, true, now),
+                Gate::Shut => {
+                    Progress::resumed(probe.probe.clone(), Purpose::Readiness, false, now)
+                }
+                Gate::Absent | Gate::Waiting => {
+                    Progress::begun(probe.probe.clone(), Purpose::Readiness, now)
+                }
+            };
+            verdicts.push(progress.verdict());
+            let task = probing::run(index, progress, self.target(live, probe), sender.clone());
+            tasks.push(AbortOnDropHandle::new(tokio::spawn(task)));
+        }
+        self.gatekeeper = Some(Gatekeeper {
+            verdicts,
+            why: String::new(),
+            sender,
+            told,
+            is_published: None,
+            publishing: None,
+            _probes: tasks,
+        });
+    }
+
+    fn target(&self, live: &Arc<Live>, probe: &ReadinessProbe) -> Target {
+        let process = match (&probe.probe.check, &probe.container) {
+            (Check::Exec { command }, Some(name)) => {
+                let mut containers = live.plan.containers.iter();
+                containers.find(|it| it.name == name.as_str()).map(|container| {
+                    let mut process = container.process.clone();
+                    process.args.clone_from(command);
+                    (process.stdin, process.terminal) = (false, None);
+                    (container.name.clone(), process)
+                })
+            }
+            _ => None,
+        };
+        Target {
+            uid: self.subject.uid.to_string(),
+            sandbox: Arc::clone(&live.sandbox),
+            network: self.context.network.clone(),
+            process,
+        }
+    }
+
+    /// Takes in what a task of the gate tells.
+    pub(super) fn take_told(&mut self, told: Told) {
+        let Some(keeper) = &mut self.gatekeeper else { return };
+        match told {
+            Told::Verdict { index, verdict: Verdict::Failed, why } => {
+                return self.give_up_waiting(index, &why);
+            }
+            Told::Verdict { index, verdict, why } => {
+                if let Some(known) = keeper.verdicts.get_mut(index) {
+                    *known = verdict;
+                }
+                keeper.why = why;
+            }
+            Told::Published { is_open, result } => {
+                keeper.publishing = None;
+                match result {
+                    Ok(()) => keeper.is_published = Some(is_open),
+                    Err(message) => self.tell(true, "PublishFailed", message),
+                }
+            }
+        }
+        self.follow_gate();
+    }
+
+    fn follow_gate(&mut self) {
+        let Some(keeper) = &mut self.gatekeeper else { return };
+        let is_over = self.state.phase == Phase::Deleting || self.state.phase.is_over();
+        let should = keeper.passes() && self.state.all_run() && !is_over;
+        let has_ports = !self.subject.spec.ports.is_empty();
+        if has_ports && keeper.publishing.is_none() && keeper.is_published != Some(should) {
+            let (tell, uid) = (keeper.sender.clone(), self.subject.uid.to_string());
+            let network = self.context.network.clone();
+            let publishing = async move {
+                let published = match &network {
+                    Some(network) => network.publish(&uid, should).await,
+                    None => return,
+                };
+                let result = published.map_err(|error| with_causes(&error));
+                if result.is_err() {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                // Its owner may have gone on without it.
+                tell.send(Told::Published { is_open: should, result }).await.ok();
+            };
+            keeper.publishing = Some(AbortOnDropHandle::new(tokio::spawn(publishing)));
+        }
+        let is_open = should && (!has_ports || keeper.is_published == Some(true));
+        if is_open && self.state.gate != Gate::Open {
+            self.open_gate();
+        } else if !should && self.state.gate == Gate::Open && !is_over {
+            let why = if keeper.passes() {
+                "a container has ended".to_owned()
+            } else {
+                format!("a readiness probe does not pass any more: {}", keeper.why)
+            };
+            self.tell(true, "NotReady", why.clone());
+            self.apply(Event::GateShut(cause("NotReady", &why)), Urgency::Now);
+        }
+    }
+
+    fn open_gate(&mut self) {
+        let first = self.state.gate == Gate::Waiting;
+        self.mark_now(timeline::Phase::Ready);
+        self.apply(Event::GateOpened, Urgency::Now);
+        if !first {
+            return self.tell(false, "Ready", "its readiness probes pass again".to_owned());
+        }
+        let live = self.live.borrow().clone();
+        if let Some(live) = live.filter(|_| !self.subject.spec.probes.is_empty()) {
+            // It was boosted until it is ready.
+            self.context.boosts().end(self.subject.uid);
+            tokio::spawn(async move {
+                if let Err(error) = live.sandbox.end_boost().await {
+                    tracing::debug!(%error, "a boost ends by itself");
+                }
+            });
+        }
+    }
+
+    /// A probe that never passed has failed for good: it is ended.
+    fn give_up_waiting(&mut self, index: usize, why: &str) {
+        let Some(probe) = self.subject.spec.probes.get(index) else { return };
+        let whose =
+            probe.container.as_ref().map_or_else(String::new, |name| format!("container {name}: "));
+        let tries = probe.probe.failure_threshold;
+        let message = format!(
+            "{whose}its readiness probe failed {tries} times in a row, the last time: {why}"
+        );
+        self.gatekeeper = None;
+        self.apply(Event::NeverReady(cause("NeverReady", &message)), Urgency::Now);
+        self.let_go();
+        self.destroy(Destroying::ToKeepRecord);
+    }
+}
