@@ -306,11 +306,14 @@ impl Slots {
     /// few milliseconds.
     pub(super) fn release(&self, uid: &str) -> Result<(), RuntimeError> {
         let Ok(shared) = &self.shared else { return Ok(()) };
+        let place = shared.stock().taken.get(uid).cloned();
+        if let Some(place) = place {
+            shared.network.release(place.number).map_err(|error| {
+                unreachable(uid, format!("its network slot stays: {}", with_causes(&error)))
+            })?;
+        }
+        // Its ports are held until nothing leads from them any more.
         shared.keeping.remove(uid).map_err(|error| unreachable(uid, with_causes(&error)))?;
-        let Some(place) = shared.stock().taken.get(uid).cloned() else { return Ok(()) };
-        shared.network.release(place.number).map_err(|error| {
-            unreachable(uid, format!("its network slot stays: {}", with_causes(&error)))
-        })?;
         shared.stock().taken.remove(uid);
         Ok(())
     }

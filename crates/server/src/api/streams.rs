@@ -96,9 +96,12 @@ async fn begin_exec(
 ) -> Result<ProcessStream, ApiError> {
     let request: ExecRequest = first(source).await?;
     let container = app.container(owner, request.container.as_deref())?;
+    // Also of one that is not ready yet: that is when somebody looks what it does.
     let begun = |it: &Sandbox| {
-        Phase::from_name(&it.status.phase)
-            .is_some_and(|it| !matches!(it, Phase::Pending | Phase::Scheduled))
+        let waits = Phase::from_name(&it.status.phase)
+            .is_none_or(|phase| matches!(phase, Phase::Pending | Phase::Scheduled));
+        let mut containers = it.status.containers.iter();
+        !waits || containers.any(|of| of.name == container && of.started_at.is_some())
     };
     wait::follow(app, &sandbox.id, Some(&sandbox.uid), begun).await;
     let (live, _) = app.running(&sandbox.id)?;
