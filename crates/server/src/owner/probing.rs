@@ -131,13 +131,15 @@ async fn get(stream: TcpStream, path: &str) -> Result<(), String> {
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
     // Both end with this function: the body is not read, however long it is.
-    let answered = tokio::select! {
-        answered = sender.send_request(request) => answered.map_err(|error| error.to_string()),
-        ended = connection => Err(match ended {
-            Ok(()) => "the connection ended without an answer".to_owned(),
-            Err(error) => error.to_string(),
-        }),
+    let mut answer = std::pin::pin!(sender.send_request(request));
+    let answer = tokio::select! {
+        answer = &mut answer => answer,
+        // A server that answers and closes at once has answered: the sender knows.
+        ended = connection => match ended {
+            Ok(()) => answer.await,
+            Err(error) => Err(error),
+        },
     };
-    let status = answered?.status().as_u16();
+    let status = answer.map_err(|error| error.to_string())?.status().as_u16();
     if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP status {status}")) }
 }
