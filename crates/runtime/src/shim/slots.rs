@@ -44,6 +44,8 @@ struct Shared {
     keeping: Keeping,
     io: RingIo,
     stock: Mutex<Stock>,
+    /// Who publishes or releases does so alone: what was released meanwhile must not be told to the keeper again.
+    turn: Mutex<()>,
     /// Something was taken, or it is over.
     wanted: Condvar,
 }
@@ -177,7 +179,8 @@ impl Slots {
         let stock = Mutex::new(Stock { taken, ..Stock::default() });
         let layout = layout.clone();
         let wanted = Condvar::new();
-        let shared = Arc::new(Shared { layout, network, keeping, io, stock, wanted });
+        let turn = Mutex::new(());
+        let shared = Arc::new(Shared { layout, network, keeping, io, stock, turn, wanted });
         let keeping = Arc::clone(&shared);
         let keeper = std::thread::Builder::new()
             .name("pool-slots".into())
@@ -229,6 +232,7 @@ impl Slots {
     /// Lets visitors of a sandbox's published ports in, or no new ones from now on. The same again changes nothing.
     pub(super) fn publish(&self, uid: &str, is_open: bool) -> Result<(), RuntimeError> {
         let shared = self.shared(uid)?;
+        let _turn = shared.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(mut place) = shared.stock().taken.get(uid).cloned() else {
             return if is_open {
                 Err(unreachable(uid, "it has no slot".to_owned()))
@@ -306,6 +310,7 @@ impl Slots {
     /// few milliseconds.
     pub(super) fn release(&self, uid: &str) -> Result<(), RuntimeError> {
         let Ok(shared) = &self.shared else { return Ok(()) };
+        let _turn = shared.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let place = shared.stock().taken.get(uid).cloned();
         if let Some(place) = place {
             shared.network.release(place.number).map_err(|error| {
