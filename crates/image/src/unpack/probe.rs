@@ -69,9 +69,11 @@ fn enters_namespace() -> bool {
     thread::unshare(UnshareFlags::NEWNET).is_ok()
 }
 
-/// Its interpreter does not exist: what is not refused as such, would run.
+/// Its interpreter does not exist: what is not refused as such, would run. Refused is also who shares its user with so many others at the
+/// moment that the limit of processes is passed. SOURCE: execve(2), EAGAIN.
 fn executes() -> bool {
-    Command::new("/program").exec().kind() != std::io::ErrorKind::PermissionDenied
+    use std::io::ErrorKind::{PermissionDenied, WouldBlock};
+    !matches!(Command::new("/program").exec().kind(), PermissionDenied | WouldBlock)
 }
 
 /// Refused is an answer too: the packet came somewhere.
