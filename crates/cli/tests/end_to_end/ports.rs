@@ -177,11 +177,19 @@ fn a_keeper_that_is_killed_is_replaced_and_nobody_notices_for_long() {
         let pid = rustix::process::Pid::from_raw(first).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
         wait_until("another keeper", || keeper().is_some_and(|pid| pid != first));
-        wait_until("loopback works again", || {
-            get(connect(at("127.0.0.1", port))).contains("fine")
-        });
+        wait_until("loopback works again", || get(connect(at("127.0.0.1", port))).contains("fine"));
         assert!(get(world.connect(at(HOST, port))).contains("fine"));
-        let look_up = ["run", "--egress", "--class", class, IMAGE, "--", "nslookup", "-type=a", "world.example"];
+        let look_up = [
+            "run",
+            "--egress",
+            "--class",
+            class,
+            IMAGE,
+            "--",
+            "nslookup",
+            "-type=a",
+            "world.example",
+        ];
         let found = instance.atoll(look_up);
         assert!(found.succeeded().contains(&format!("Address: {WORLD}")), "{found:?}");
         instance.atoll(["delete", &format!("sandbox/{name}")]).succeeded();

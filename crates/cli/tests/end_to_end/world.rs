@@ -109,7 +109,10 @@ fn move_to_a_host_with_a_world() -> World {
 }
 
 /// On a host of its own: for each class that this machine has.
-pub(crate) fn on_a_host(test: &'static str, run: impl Fn(&Instance, &str, &World) + Send + 'static) {
+pub(crate) fn on_a_host(
+    test: &'static str,
+    run: impl Fn(&Instance, &str, &World) + Send + 'static,
+) {
     let (true, Some(archive)) = (rustix::process::geteuid().is_root(), archive()) else {
         return skipped(test, "needs root and busybox");
     };
@@ -129,4 +132,3 @@ pub(crate) fn on_a_host(test: &'static str, run: impl Fn(&Instance, &str, &World
         std::panic::resume_unwind(panic);
     }
 }
-

@@ -143,7 +143,8 @@ fn ports_and_probes_are_checked_field_by_field() {
             Some(rest::ProbeSpec { port: None, command: vec!["true".into()], ..probe("exec") });
     });
     assert_eq!(exec.unwrap().network, Network::Loopback, "a command needs no network");
-    let bad: [(fn(&mut rest::SandboxSpec), &str); 9] = [
+    type Change = fn(&mut rest::SandboxSpec);
+    let bad: [(Change, &str); 9] = [
         (|it| it.ports = vec![rest::PortSpec::default()], "spec.ports[0].container_port"),
         (
             |it| {
