@@ -1,7 +1,8 @@
 //! Ends a test program that hangs, and says where: in CI nobody is there to look.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -19,7 +20,9 @@ impl Watchdog {
         let (name, place) = (name.to_owned(), place.to_string_lossy().into_owned());
         std::thread::spawn(move || {
             if end.recv_timeout(within) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("{name} hangs: no end after {within:?}\n{}", tasks(&place));
+                let told = format!("{name} hangs: no end after {within:?}\n{}", tasks(&place));
+                // Not what a test prints: that is kept until the test's end.
+                let _ = std::io::stderr().write_all(told.as_bytes());
                 std::process::abort();
             }
         });
