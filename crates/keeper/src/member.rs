@@ -122,4 +122,7 @@ pub struct ResolverPlace {
     pub gateway: Addresses,
     /// 53 in all sandboxes.
     pub port: u16,
+    /// Servers that are asked; none: those that this host itself asks.
+    #[serde(default)]
+    pub servers: Vec<SocketAddr>,
 }

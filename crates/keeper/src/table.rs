@@ -150,8 +150,12 @@ impl Table {
         self.resolver = None;
         let Some(place) = place else { return Ok(()) };
         let sockets = sockets_in(&place)?;
-        let resolver = Resolver::serve(sockets, Servers::of_host())
-            .map_err(|error| failed("serve names", &error))?;
+        let servers = match &place.servers[..] {
+            [] => Servers::of_host(),
+            servers => Servers::fixed(servers.to_vec()),
+        };
+        let resolver =
+            Resolver::serve(sockets, servers).map_err(|error| failed("serve names", &error))?;
         for held in self.members.values() {
             tell(&resolver, None, Some(&held.wanted));
         }

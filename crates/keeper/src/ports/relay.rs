@@ -6,7 +6,8 @@ use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use rustix::net::{Shutdown, shutdown, sockopt};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, shutdown, sockopt};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -21,12 +22,8 @@ thread_local! {
 
 /// What one read brought.
 enum Brought {
-    /// Nothing yet.
-    Nothing,
-    /// All of it was handed on.
-    Passed,
-    /// This is still to be written.
-    Rest(Vec<u8>),
+    /// So many bytes are handed on, the rest of them is still to be written.
+    Bytes(Vec<u8>),
     /// No more will come.
     End,
 }
@@ -60,9 +57,9 @@ async fn carry(from: &TcpStream, to: &TcpStream, ended: &CancellationToken) -> s
     loop {
         from.readable().await?;
         match step(from, to)? {
-            Brought::Nothing | Brought::Passed => {}
-            Brought::Rest(rest) => write_all(from, to, &rest).await?,
-            Brought::End => break,
+            Some(Brought::Bytes(rest)) => write_all(from, to, &rest).await?,
+            Some(Brought::End) => break,
+            None => {}
         }
         // One thread serves everybody.
         tokio::task::coop::consume_budget().await;
@@ -72,25 +69,31 @@ async fn carry(from: &TcpStream, to: &TcpStream, ended: &CancellationToken) -> s
     Ok(())
 }
 
-fn step(from: &TcpStream, to: &TcpStream) -> std::io::Result<Brought> {
+/// Hands on what is there now, as far as it goes; `None`: nothing was there.
+fn step(from: &TcpStream, to: &TcpStream) -> std::io::Result<Option<Brought>> {
     SCRATCH.with_borrow_mut(|scratch| {
-        let count = match from.try_read(scratch) {
-            Ok(0) => return Ok(Brought::End),
-            Ok(count) => count,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Brought::Nothing),
-            Err(error) => return Err(error),
-        };
+        let mut count = 0;
+        let read = from.try_io(Interest::READABLE, || {
+            count = rustix::net::recv(from, &mut scratch[..], RecvFlags::DONTWAIT)?.1;
+            // Less than asked for was all of it: another look, to be told so, is saved. What comes now is an event of its own. An end or a
+            // failure is none: it is what the next read finds.
+            if 0 < count && count < READ_BYTES { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        match read {
+            Ok(()) if count == 0 => return Ok(Some(Brought::End)),
+            Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
+            Err(_) if count == 0 => return Ok(None),
+            _ => {}
+        }
         let mut rest = &scratch[..count];
         while !rest.is_empty() {
-            match to.try_write(rest) {
+            match rustix::net::send(to, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(count) => rest = &rest[count..],
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    return Ok(Brought::Rest(rest.to_vec()));
-                }
-                Err(error) => return Err(error),
+                Err(Errno::WOULDBLOCK) => break,
+                Err(errno) => return Err(errno.into()),
             }
         }
-        Ok(Brought::Passed)
+        Ok(Some(Brought::Bytes(rest.to_vec())))
     })
 }
 

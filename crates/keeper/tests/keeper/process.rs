@@ -1,7 +1,4 @@
 //! The keeper as a process, and its server's side, over loopback. Every test has an instance of its own; the sandboxes are servers on loopback.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{
@@ -10,7 +7,7 @@ use std::net::{
 use std::time::{Duration, Instant};
 
 use atoll_keeper::{KeeperClient, KeeperError, Member, PortHold, Protocol};
-use support::{Instance, PATIENCE, echo_server, free_port, member, published, wait_until};
+use crate::support::{Instance, PATIENCE, echo_server, free_port, member, published, wait_until};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -438,9 +435,9 @@ fn nonsense_on_the_socket_and_wishes_that_cannot_be_do_no_harm() {
     let keeper = instance.keeper();
     keeper.hold("alice", &[]).unwrap();
     let mut bad = member("bob");
-    bad.ports = vec![support::port(Protocol::Tcp, 0, 80)];
+    bad.ports = vec![crate::support::port(Protocol::Tcp, 0, 80)];
     assert!(matches!(keeper.put(&bad), Err(KeeperError::Failed { .. })));
-    bad.ports = vec![support::port(Protocol::Tcp, free_port(), 80); 2];
+    bad.ports = vec![crate::support::port(Protocol::Tcp, free_port(), 80); 2];
     assert!(matches!(keeper.put(&bad), Err(KeeperError::Failed { .. })));
     bad = member(&"x".repeat(1000));
     assert!(matches!(keeper.put(&bad), Err(KeeperError::Failed { .. })));

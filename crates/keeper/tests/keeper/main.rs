@@ -1,0 +1,6 @@
+//! The keeper as a process, each test with one of its own.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod names;
+mod process;
+mod support;
