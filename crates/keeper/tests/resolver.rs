@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use atoll_keeper::{Asker, Resolver, ResolverSockets, Servers};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::rdata::svcb::{IpHint, SvcParamKey, SvcParamValue};
+use hickory_proto::rr::rdata::{A, CNAME, HTTPS, SVCB};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -253,4 +254,105 @@ async fn nonsense_is_answered_as_such_or_not_at_all() {
     let count = timeout(PATIENCE, socket.recv(&mut buffer)).await.unwrap().unwrap();
     let answer = Message::from_vec(&buffer[..count]).unwrap();
     assert_eq!((answer.metadata.id, answer.metadata.response_code), (9, ResponseCode::FormErr));
+}
+
+/// Answers that are never whole, or have no end: each costs one server's time at most, and the next is asked.
+#[tokio::test]
+async fn streams_that_drip_or_break_off_cost_a_bounded_time() {
+    let good: Script = |query, _| vec![answer_to(query, &[[9, 9, 9, 9]]).to_vec().unwrap()];
+    let (honest, _) = server(good, Some(good)).await;
+    for (name, script) in [("drips", DRIPS), ("breaks off", BREAKS_OFF), ("is huge nonsense", HUGE)]
+    {
+        let liar = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = liar.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = liar.accept().await {
+                tokio::spawn(script(stream));
+            }
+        });
+        let (_resolver, resolver) = resolver(vec![address, honest], true);
+        let answer = ask_by_tcp(resolver, &query(1)).await.unwrap();
+        assert_eq!(addresses(&answer), ["9.9.9.9"], "after one that {name}");
+    }
+}
+
+/// Serves a stream without telling the truth.
+type Liar = fn(TcpStream) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A byte at a time, for ever.
+const DRIPS: Liar = |mut stream| {
+    Box::pin(async move {
+        let _ = stream.write_u16(60_000).await;
+        while stream.write_u8(0).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+};
+
+/// Less than it has said.
+const BREAKS_OFF: Liar = |mut stream| {
+    Box::pin(async move {
+        let _ = stream.write_u16(500).await;
+        let _ = stream.write_all(&[0; 100]).await;
+    })
+};
+
+/// As much as an answer can have, of names that point at each other.
+const HUGE: Liar = |mut stream| {
+    Box::pin(async move {
+        let _ = stream.write_u16(u16::MAX).await;
+        let _ = stream.write_all(&[0xc0; u16::MAX as usize]).await;
+        let _ = stream.read(&mut [0; 512]).await;
+    })
+};
+
+/// Aliases without end fill an answer of 64 KiB: what is passed on is bounded, and fits what the sandbox can take.
+#[tokio::test]
+async fn a_chain_of_aliases_is_cut() {
+    let chain: Script = |query, _| {
+        let mut message = answer_to(query, &[]);
+        let name = |at: usize| Name::from_ascii(format!("a{at}.example.com.")).unwrap();
+        for at in 0..2000 {
+            let alias = RData::CNAME(CNAME(name(at + 1)));
+            message.add_answer(Record::from_rdata(name(at), 60, alias));
+        }
+        let whole = message.to_vec().unwrap();
+        assert!(whole.len() > 30_000, "{}", whole.len());
+        vec![whole]
+    };
+    let none: Script = |query, _| {
+        let mut message = answer_to(query, &[]);
+        message.metadata.truncation = true;
+        vec![message.to_vec().unwrap()]
+    };
+    let (upstream, _) = server(none, Some(chain)).await;
+    let (_resolver, address) = resolver(vec![upstream], true);
+    let answer = ask_by_tcp(address, &query(1)).await.unwrap();
+    assert!((1..=512).contains(&answer.answers.len()), "{} records", answer.answers.len());
+    assert!(ask(address, ASKER, &query(2)).await.unwrap().metadata.truncation);
+}
+
+/// A service record leads to its hints as well.
+#[tokio::test]
+async fn private_hints_of_services_are_left_out() {
+    let script: Script = |query, _| {
+        let mut message = answer_to(query, &[[8, 8, 8, 8]]);
+        for hint in [[10, 0, 0, 1], [9, 9, 9, 9]] {
+            let hint = SvcParamValue::Ipv4Hint(IpHint(vec![A(Ipv4Addr::from(hint))]));
+            let service = SVCB::new(1, Name::root(), vec![(SvcParamKey::Ipv4Hint, hint)]);
+            let name = query.queries[0].name().clone();
+            message.add_answer(Record::from_rdata(name, 60, RData::HTTPS(HTTPS(service))));
+        }
+        vec![message.to_vec().unwrap()]
+    };
+    let (upstream, _) = server(script, None).await;
+    let (_resolver, address) = resolver(vec![upstream], true);
+    let answer = ask(address, ASKER, &query(1)).await.unwrap();
+    let services: Vec<String> = answer
+        .answers
+        .iter()
+        .filter(|record| matches!(record.data, RData::HTTPS(_)))
+        .map(|record| record.data.to_string())
+        .collect();
+    assert!(services.len() == 1 && services[0].contains("9.9.9.9"), "{services:?}");
 }
