@@ -6,8 +6,8 @@ use std::net::{
 };
 use std::time::{Duration, Instant};
 
-use atoll_keeper::{KeeperClient, KeeperError, Member, PortHold, Protocol};
 use crate::support::{Instance, PATIENCE, echo_server, free_port, member, published, wait_until};
+use atoll_keeper::{KeeperClient, KeeperError, Member, PortHold, Protocol};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
