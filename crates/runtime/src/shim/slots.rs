@@ -388,6 +388,7 @@ fn begin_keeping(
         ring: network_directory(&layout.data_dir).join("ring"),
         gateway: atoll_keeper::Addresses { ipv4: gateway.ipv4, ipv6: gateway.ipv6 },
         port: NAMES_PORT,
+        servers: Vec::new(),
     };
     let member = |(uid, place): (&String, &Place)| {
         let mut member =
