@@ -168,6 +168,27 @@ pub(super) fn enter(hide_proc_sys_net: bool) -> Result<(), EngineError> {
         .map_err(|errno| failed("hide", Path::new(PROC_SYS_NET), errno))
 }
 
+/// Makes a file read-only for all that starts in the private mount namespace: a bind mount of it made there is so too, whatever becomes of
+/// the process that has it. What runsc is told of read-only mounts binds the Sentry alone.
+///
+/// # Errors
+/// [`EngineError`] with the path.
+pub(super) fn seal(file: &Path) -> Result<(), EngineError> {
+    let attributes = Attributes::MOUNT_ATTR_RDONLY
+        | Attributes::MOUNT_ATTR_NOSUID
+        | Attributes::MOUNT_ATTR_NODEV;
+    let sealed = mount::copy_tree(CWD, file, false).and_then(|copy| {
+        mount::add_attributes(copy.as_fd(), attributes)?;
+        let target = rustix::fs::open(
+            file,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        mount::attach(copy.as_fd(), target.as_fd())
+    });
+    sealed.map_err(|errno| failed("make read-only", file, errno))
+}
+
 /// Takes the mounts of a container away, whatever is there. The disk's loop device goes with its last mount.
 pub(super) fn unmount_all(directory: &ContainerDirectory) {
     for path in [directory.root(), directory.disk()] {

@@ -37,6 +37,8 @@ impl GvisorEngine {
         make_directory(&self.directory, 0o700)?;
         make_directory(self.runsc.root(), 0o700)?;
         file_systems::enter(self.host.hide_proc_sys_net)?;
+        // One program for the guests of all sandboxes.
+        file_systems::seal(&self.guest_binary)?;
         // gVisor has a sysfs of its own.
         drop(self.resources.sysfs.take());
         let disks = std::mem::take(&mut self.resources.disks);
