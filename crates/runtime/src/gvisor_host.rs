@@ -8,8 +8,9 @@
 mod probe;
 mod tiny_program;
 
-use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -175,7 +176,9 @@ fn cached(path: &Path, key: &str) -> Option<GvisorHost> {
 
 fn keep(path: &Path, cached: &Cached) -> std::io::Result<()> {
     let half_made = path.with_extension(format!("{}.tmp", std::process::id()));
-    fs::write(&half_made, serde_json::to_vec(cached)?)?;
+    let mut file =
+        File::options().create(true).write(true).truncate(true).mode(0o600).open(&half_made)?;
+    file.write_all(&serde_json::to_vec(cached)?)?;
     fs::rename(&half_made, path)
 }
 

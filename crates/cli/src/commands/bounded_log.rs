@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -50,8 +51,12 @@ impl BoundedLog {
     }
 }
 
-fn append(path: &Path) -> io::Result<File> {
-    File::options().create(true).append(true).open(path)
+/// Opens or makes a part of the log, for its owner alone.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn append(path: &Path) -> io::Result<File> {
+    File::options().create(true).append(true).mode(0o600).open(path)
 }
 
 impl Write for &BoundedLog {

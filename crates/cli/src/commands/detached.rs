@@ -34,10 +34,7 @@ pub(super) fn start(
         .canonicalize()
         .with_context(|| format!("cannot resolve the data directory {}", data_dir.display()))?;
     let log_path = log_path(&data_dir);
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(&log_path)
+    let log = bounded_log::append(&log_path)
         .with_context(|| format!("cannot open {}", log_path.display()))?;
     let mut child = Command::new(std::env::current_exe().context("cannot find this program")?)
         .arg("up")

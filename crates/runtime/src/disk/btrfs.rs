@@ -5,9 +5,10 @@
 //! once it has cleaned up behind the subvolume, some seconds later.
 
 use std::ffi::CString;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use atoll_sys::btrfs;
@@ -64,7 +65,7 @@ pub(super) fn remove(path: &Path, number: u64) -> Result<(), RuntimeError> {
     let groups = groups_of(path);
     if let Some(groups) = &groups {
         let note = groups.join(number.to_string());
-        fs::create_dir_all(groups).map_err(failed("create", groups))?;
+        make_private(groups)?;
         OpenOptions::new()
             .write(true)
             .create(true)
@@ -97,6 +98,11 @@ pub(super) fn sweep(data_dir: &Path) {
 /// Where quota groups to be removed are noted.
 const GROUPS: &str = "run/qgroups";
 
+fn make_private(groups: &Path) -> Result<(), RuntimeError> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(groups).map_err(failed("create", groups))
+}
+
 /// The notes of the data directory that a disk lies in; `None` for a disk that lies in none, as in a trial.
 fn groups_of(disk: &Path) -> Option<PathBuf> {
     disk.ancestors().skip(1).map(|above| above.join(GROUPS)).find(|groups| groups.is_dir())
@@ -105,7 +111,7 @@ fn groups_of(disk: &Path) -> Option<PathBuf> {
 /// Makes the directory of the notes.
 pub(super) fn prepare(data_dir: &Path) -> Result<(), RuntimeError> {
     let groups = data_dir.join(GROUPS);
-    fs::create_dir_all(&groups).map_err(failed("create", &groups))
+    make_private(&groups)
 }
 
 fn forget(groups: &Path, place: BorrowedFd<'_>, at_most: usize) {

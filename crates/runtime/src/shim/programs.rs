@@ -3,9 +3,9 @@
 //! Owns writing them and removing versions that no sandbox needs. A version's files never change: running guests are mounted from them.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -36,7 +36,11 @@ impl Programs {
         let root = data_dir.join("bin");
         let name = name_of(guest, shim);
         let directory = root.join(&name);
-        fs::create_dir_all(&directory).map_err(io_error("create", &directory))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
+            .map_err(io_error("create", &directory))?;
         // Class `container` mounts the guest for an unprivileged root, which must be able to reach it.
         for (file, program) in [(GUEST, guest), (SHIM, shim)] {
             write_program(&directory, file, program)?;

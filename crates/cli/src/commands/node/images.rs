@@ -1,6 +1,8 @@
 //! The image store as the server sees it: shapes translated, nothing decided.
 
 use std::collections::HashSet;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -45,7 +47,7 @@ impl StoreImages {
     ) -> anyhow::Result<Self> {
         match std::fs::remove_dir_all(&incoming) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => std::fs::create_dir_all(&incoming),
+            _ => DirBuilder::new().recursive(true).mode(0o700).create(&incoming),
         }
         .with_context(|| format!("cannot prepare {}", incoming.display()))?;
         Ok(Self { store, incoming, min_free_bytes })

@@ -2,6 +2,8 @@
 
 mod images;
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,7 +45,10 @@ pub(super) fn classes(
         Classes { runtimes: Vec::new(), missing: Vec::new(), network: no_network, host: None };
     if enable_sim {
         let logs = data_dir.join("run").join("sim-logs");
-        std::fs::create_dir_all(&logs)
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&logs)
             .with_context(|| format!("cannot create {}", logs.display()))?;
         found.runtimes.push(Arc::new(SimRuntime::new(SimHost::with_logs(logs))));
     } else {
