@@ -9,13 +9,16 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod abandoned;
 mod alone;
 mod bad_input;
 mod bench;
 mod boosts;
 mod clients;
 mod command_line;
+mod data_directory;
 mod files;
+mod host_processes;
 mod hostile_images;
 mod images;
 mod lifecycle;
@@ -27,6 +30,7 @@ mod ports;
 mod private_authority;
 mod probes;
 mod progress;
+mod read_only;
 mod reports;
 mod running;
 mod running_ends;

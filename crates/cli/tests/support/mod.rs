@@ -16,7 +16,7 @@ pub use instance::{Instance, wait_until};
 #[allow(unused_imports, reason = "each test program uses its own part")]
 pub use leftovers::processes_of;
 #[allow(unused_imports, reason = "each test program uses its own part")]
-pub use program::{Finished, Running, atoll, finish};
+pub use program::{Finished, LIMIT, Running, atoll, finish};
 #[allow(unused_imports, reason = "each test program uses its own part")]
 pub use registry::{Behaviour, Registry, Served};
 
