@@ -7,7 +7,7 @@ use atoll_sys::process::{self, Exit, ProcessIdentity, ProcessState, Wait};
 use atoll_wire::record::{ProcessId, ShimRecord};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::file_systems::{remove_directory, unmount_all};
+use super::file_systems::{remove_directory, unmount_all, unseal};
 use super::sentry::Receiver;
 use super::{GvisorEngine, container_id, keeper_directory};
 use crate::engine::{Begun, EndEvidence, EngineError};
@@ -127,6 +127,7 @@ impl GvisorEngine {
             unmount_all(&self.container_directory(container));
         }
         unmount_all(&keeper_directory(&self.directory));
+        unseal(&self.sealed_guest());
         for path in [self.directory.as_path(), self.runsc.root()] {
             match remove_directory(path) {
                 Ok(()) => {}

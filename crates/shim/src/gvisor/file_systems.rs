@@ -168,25 +168,28 @@ pub(super) fn enter(hide_proc_sys_net: bool) -> Result<(), EngineError> {
         .map_err(|errno| failed("hide", Path::new(PROC_SYS_NET), errno))
 }
 
-/// Makes a file read-only for all that starts in the private mount namespace: a bind mount of it made there is so too, whatever becomes of
-/// the process that has it. What runsc is told of read-only mounts binds the Sentry alone.
+/// Shows a file of the host read-only at `target`, which is made: a bind mount of it is read-only too, whatever becomes of the process that
+/// makes it. What runsc is told of read-only mounts binds the Sentry alone.
 ///
 /// # Errors
 /// [`EngineError`] with the path.
-pub(super) fn seal(file: &Path) -> Result<(), EngineError> {
+pub(super) fn seal(file: &Path, target: &Path) -> Result<(), EngineError> {
     let attributes = Attributes::MOUNT_ATTR_RDONLY
         | Attributes::MOUNT_ATTR_NOSUID
         | Attributes::MOUNT_ATTR_NODEV;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
     let sealed = mount::copy_tree(CWD, file, false).and_then(|copy| {
         mount::add_attributes(copy.as_fd(), attributes)?;
-        let target = rustix::fs::open(
-            file,
-            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        mount::attach(copy.as_fd(), target.as_fd())
+        let place = rustix::fs::open(target, flags, Mode::RUSR)?;
+        mount::attach(copy.as_fd(), place.as_fd())
     });
-    sealed.map_err(|errno| failed("make read-only", file, errno))
+    sealed.map_err(|errno| failed("show read-only", file, errno))
+}
+
+/// Takes a sealed file's mount away, where it is.
+pub(super) fn unseal(target: &Path) {
+    // Not mounted (another mount namespace's) is fine, as with containers' mounts.
+    let _ = mount::detach(target);
 }
 
 /// Takes the mounts of a container away, whatever is there. The disk's loop device goes with its last mount.

@@ -131,6 +131,11 @@ impl GvisorEngine {
         ContainerDirectory::new(&self.directory, &container_directory(&container.name))
     }
 
+    /// Where runsc finds the guest's program.
+    fn sealed_guest(&self) -> PathBuf {
+        self.directory.join("guest")
+    }
+
     /// Containers share a Sentry that a keeper keeps.
     fn has_keeper(&self) -> bool {
         self.plan.containers.len() > 1

@@ -38,7 +38,7 @@ impl GvisorEngine {
         make_directory(self.runsc.root(), 0o700)?;
         file_systems::enter(self.host.hide_proc_sys_net)?;
         // One program for the guests of all sandboxes.
-        file_systems::seal(&self.guest_binary)?;
+        file_systems::seal(&self.guest_binary, &self.sealed_guest())?;
         // gVisor has a sysfs of its own.
         drop(self.resources.sysfs.take());
         let disks = std::mem::take(&mut self.resources.disks);
@@ -62,7 +62,8 @@ impl GvisorEngine {
         directory.make()?;
         let root = directory.root();
         make_directory(&root, 0o755)?;
-        let paths = Paths { root: &root, tmp: None, guest: &self.guest_binary };
+        let guest = self.sealed_guest();
+        let paths = Paths { root: &root, tmp: None, guest: &guest };
         write_json(directory.bundle(), "config.json", &bundle::keeper(&self.plan, &paths))?;
         let fifo = directory.bundle().join("input");
         rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
@@ -89,8 +90,8 @@ impl GvisorEngine {
         let directory = self.container_directory(container);
         let (root, tmp) = (directory.root(), directory.tmp());
         let disk_at_tmp = container.read_only_root || !directory.image_fills_tmp();
-        let paths =
-            Paths { root: &root, tmp: disk_at_tmp.then_some(&*tmp), guest: &self.guest_binary };
+        let guest = self.sealed_guest();
+        let paths = Paths { root: &root, tmp: disk_at_tmp.then_some(&*tmp), guest: &guest };
         let role = match self.has_keeper() {
             true => Role::Member { sandbox_id: KEEPER },
             false => Role::Sandbox,
