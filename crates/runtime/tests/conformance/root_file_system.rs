@@ -69,3 +69,24 @@ pub(crate) async fn shared_volume(bench: &mut Bench) {
     assert_eq!(read.text(), "news\n", "{}", read.errors());
     assert!(read.errors().contains("Read-only"), "{}", read.errors());
 }
+
+/// Not only what is in it: modes, owners and times too.
+pub(crate) async fn read_only_volume_as_it_was(bench: &mut Bench) {
+    let mut plan = bench.plan("sleep 1000");
+    plan.containers.push(bench.container("reader", "sleep 1000"));
+    plan.volumes = vec![VolumePlan { name: "both".into(), size_bytes: 4 * MIB }];
+    for (container, read_only) in plan.containers.iter_mut().zip([false, true]) {
+        let (volume, path) = ("both".to_owned(), "/shared".to_owned());
+        container.volume_mounts = vec![VolumeMountPlan { volume, path, read_only }];
+    }
+    let mut running = bench.launch(plan).await;
+    running.started("main").await;
+    running.started("reader").await;
+    let look = "stat -c '%n %a %u %g %y' /shared /shared/note; cat /shared/note";
+    let before = running.script(&format!("echo news > /shared/note; {look}")).await.text();
+    assert!(before.ends_with("news\n"), "{before}");
+    let attack = "chmod 777 /shared; chmod 777 /shared/note; chown 1:1 /shared; chown 1:1 /shared/note; touch -d '2001-01-01 00:00:00' /shared /shared/note";
+    let refused = running.exec("reader", shell(attack), b"").await.errors();
+    assert_eq!(running.script(look).await.text(), before, "{refused}");
+    assert_eq!(refused.matches("Read-only").count(), 6, "{refused}");
+}

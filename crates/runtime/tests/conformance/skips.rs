@@ -17,6 +17,9 @@ pub(crate) fn skipped(class: RuntimeClass, case: &str) -> Option<&'static str> {
         (RuntimeClass::Gvisor, "guest_killed") => Some(
             "declared: the guest is no process of the host; its death is that of its container",
         ),
+        (RuntimeClass::Gvisor, "read_only_volume_as_it_was") => Some(
+            "declared: runsc's file systems in memory are described anew, and their files cut, through read-only mounts (releases of 2024)",
+        ),
         _ => None,
     }
 }
@@ -27,8 +30,15 @@ fn skipped_by_sim(case: &str) -> Option<&'static str> {
         | "inode_limit" | "sparse_file" | "zombies" | "shm_limit" | "log_limit" => {
             Some(SIM_HAS_NO_LIMITS)
         }
-        "containers_share" | "read_only_root" | "users" | "tmpfs" | "shared_volume"
-        | "exec_terminal" | "transfers" | "slow_reader" => Some(SIM_HAS_NO_FILES),
+        "containers_share"
+        | "read_only_root"
+        | "users"
+        | "tmpfs"
+        | "shared_volume"
+        | "read_only_volume_as_it_was"
+        | "exec_terminal"
+        | "transfers"
+        | "slow_reader" => Some(SIM_HAS_NO_FILES),
         "spawner_killed" | "sentry_killed" | "host_started_anew" | "guest_silent" => {
             Some(SIM_HAS_NO_SHIM)
         }
