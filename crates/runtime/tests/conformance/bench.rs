@@ -24,7 +24,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest that a whole case may take.
 const CASE_WITHIN: Duration = Duration::from_secs(180);
 /// Beginning, case and cleaning together: what takes longer waits for something that never comes.
-const HANGS_AFTER: Duration = Duration::from_secs(300);
+pub(crate) const HANGS_AFTER: Duration = Duration::from_secs(300);
 /// Longest that the kernel takes to finish what was told to end.
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) const MIB: u64 = 1 << 20;

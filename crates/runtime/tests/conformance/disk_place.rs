@@ -10,6 +10,7 @@ use atoll_runtime::disk::DiskChoice;
 use atoll_wire::shim::DiskBackend;
 
 use crate::bench::{self, Bench};
+use crate::watchdog::Watchdog;
 
 /// Tells the copy of this program where to make the file system.
 const INSIDE: &str = "ATOLL_DISK_PLACE";
@@ -62,6 +63,8 @@ pub(crate) fn run(
     let directory = tempfile::Builder::new().prefix("atoll-disks-").tempdir().unwrap();
     // Without the crate's name, as the test runner knows it.
     let filter = test.split_once("::").unwrap().1;
+    // Later than that of the copy, which knows more.
+    let _watchdog = Watchdog::of(&name, directory.path(), bench::HANGS_AFTER * 5 / 4);
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private"])
         .arg(std::env::current_exe().unwrap())
