@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use atoll_runtime::RuntimeClass;
 use atoll_runtime::disk::DiskChoice;
+use atoll_sys::loop_device::{LoopOptions, attach};
 use atoll_wire::shim::DiskBackend;
 
 use crate::bench::{self, Bench};
@@ -121,13 +122,18 @@ fn mount(directory: &Path, mount: &Path, file_system: &str) -> Result<(), String
     std::fs::create_dir(mount).unwrap();
     run_tool("truncate", &["-s", SIZE, image])?;
     let (make, options): (&[&str], &str) = match file_system {
-        "ext4" => (&["-q", "-O", "quota,project", "-E", "quotatype=prjquota"], "loop,prjquota"),
-        "xfs" => (&["-q"], "loop,pquota"),
+        "ext4" => (&["-q", "-O", "quota,project", "-E", "quotatype=prjquota"], "prjquota"),
+        "xfs" => (&["-q"], "pquota"),
         // It cleans up behind subvolumes once in that many seconds.
-        _ => (&["-q"], "loop,commit=1"),
+        _ => (&["-q"], "commit=1"),
     };
     run_tool(&format!("mkfs.{file_system}"), &[make, &[image]].concat())?;
-    run_tool("mount", &["-t", file_system, "-o", options, image, mount.to_str().unwrap()])?;
+    // Not `-o loop`, which caches the file's pages besides, charged to the sandboxes that write: no host's disk does that.
+    let file = std::fs::File::options().read(true).write(true).open(image).unwrap();
+    let device = attach(&file, Path::new(image), LoopOptions { direct_io: true });
+    let device = device.map_err(|error| error.to_string())?;
+    let node = device.path().to_str().unwrap();
+    run_tool("mount", &["-t", file_system, "-o", options, node, mount.to_str().unwrap()])?;
     if file_system == "btrfs" {
         run_tool("btrfs", &["quota", "enable", mount.to_str().unwrap()])?;
     }

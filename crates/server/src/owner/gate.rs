@@ -47,6 +47,8 @@ pub(super) struct Gatekeeper {
     told: mpsc::Receiver<Told>,
     /// Whether visitors are let in, once that is known.
     is_published: Option<bool>,
+    /// Why that could not be changed the last time.
+    failure: Option<String>,
     /// A change of that is under way.
     publishing: Option<AbortOnDropHandle<()>>,
     _probes: Vec<AbortOnDropHandle<()>>,
@@ -110,6 +112,7 @@ impl Owner {
             sender,
             told,
             is_published: None,
+            failure: None,
             publishing: None,
             _probes: tasks,
         });
@@ -152,8 +155,13 @@ impl Owner {
             Told::Published { is_open, result } => {
                 keeper.publishing = None;
                 match result {
-                    Ok(()) => keeper.is_published = Some(is_open),
-                    Err(message) => self.tell(true, "PublishFailed", message),
+                    Ok(()) => (keeper.is_published, keeper.failure) = (Some(is_open), None),
+                    // Tried again until it can be; told once.
+                    Err(message) if keeper.failure.as_ref() == Some(&message) => {}
+                    Err(message) => {
+                        keeper.failure = Some(message.clone());
+                        self.tell(true, "PublishFailed", message);
+                    }
                 }
             }
         }
@@ -205,11 +213,12 @@ impl Owner {
         }
         let live = self.live.borrow().clone();
         if let Some(live) = live.filter(|_| !self.subject.spec.probes.is_empty()) {
-            // It was boosted until it is ready.
-            self.context.boosts().end(self.subject.uid);
+            // It was boosted until it is ready. Its place is another's once its quota is back.
+            let (context, uid) = (Arc::clone(&self.context), self.subject.uid);
             tokio::spawn(async move {
-                if let Err(error) = live.sandbox.end_boost().await {
-                    tracing::debug!(%error, "a boost ends by itself");
+                match live.sandbox.end_boost().await {
+                    Ok(()) => context.boosts().end(uid),
+                    Err(error) => tracing::debug!(%error, "a boost ends by itself"),
                 }
             });
         }
