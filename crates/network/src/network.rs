@@ -123,6 +123,12 @@ pub fn probe() -> Result<(), NetworkError> {
 }
 
 impl Network {
+    /// Whether a network that was opened in this directory has not been removed.
+    #[must_use]
+    pub fn is_in(directory: &Path) -> bool {
+        record_path(directory).exists() || ring_path(directory).exists()
+    }
+
     /// Makes the network, or takes over what an earlier server left: slots in `known` keep their connections, all others are removed.
     /// Must be called in the host's network namespace. Gives the known slots that are not there any more, too.
     ///

@@ -139,7 +139,7 @@ impl Slots {
     /// For a server that offers no network: one that an earlier server left is taken over all the same, so that what still runs in it keeps
     /// it, and so that it is taken down in the end.
     pub(super) fn not_offered(layout: &Layout, instance: &str, keeper: &Path) -> Self {
-        if network_directory(&layout.data_dir).exists() {
+        if Network::is_in(&network_directory(&layout.data_dir)) {
             return Self { offered: false, ..Self::open(layout, instance, None, keeper) };
         }
         Self::none(NOT_OFFERED)
