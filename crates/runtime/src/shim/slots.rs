@@ -231,14 +231,10 @@ impl Slots {
 
     /// Lets visitors of a sandbox's published ports in, or no new ones from now on. The same again changes nothing.
     pub(super) fn publish(&self, uid: &str, is_open: bool) -> Result<(), RuntimeError> {
-        let shared = self.shared(uid)?;
+        let shared = self.shared()?;
         let _turn = shared.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(mut place) = shared.stock().taken.get(uid).cloned() else {
-            return if is_open {
-                Err(unreachable(uid, "it has no slot".to_owned()))
-            } else {
-                Ok(())
-            };
+            return if is_open { Err(host_error("it has no slot".to_owned())) } else { Ok(()) };
         };
         place.is_open = is_open;
         let mark = shared.layout.sandbox(uid).published();
@@ -253,7 +249,7 @@ impl Slots {
             let shut = shared.let_in(&place);
             shared.tell_keeper(uid, &place).and(shut)
         };
-        told.map_err(|why| unreachable(uid, why))?;
+        told.map_err(host_error)?;
         if let Some(known) = shared.stock().taken.get_mut(uid) {
             known.is_open = is_open;
         }
@@ -294,16 +290,16 @@ impl Slots {
         uid: &str,
         port: u16,
     ) -> Result<tokio::net::TcpStream, RuntimeError> {
-        let shared = self.shared(uid)?;
+        let shared = self.shared()?;
         let number = shared.stock().taken.get(uid).map(|place| place.number);
-        let number = number.ok_or_else(|| unreachable(uid, "it has no slot".to_owned()))?;
+        let number = number.ok_or_else(|| host_error("it has no slot".to_owned()))?;
         let addresses = shared.network.subnet().slot(number).both();
         let connected = shared.io.connect(addresses, port).await;
-        connected.map_err(|error| unreachable(uid, format!("port {port}: {error}")))
+        connected.map_err(|error| host_error(format!("port {port}: {error}")))
     }
 
-    fn shared(&self, uid: &str) -> Result<&Arc<Shared>, RuntimeError> {
-        self.shared.as_ref().map_err(|why| unreachable(uid, why.clone()))
+    fn shared(&self) -> Result<&Arc<Shared>, RuntimeError> {
+        self.shared.as_ref().map_err(|why| host_error(why.clone()))
     }
 
     /// A sandbox has ended, or will never begin: its slot and its ports are somebody else's afterwards. One without is fine. Blocks for a
@@ -370,6 +366,10 @@ impl Shared {
         let published = self.network.publish(place.number, &place.published());
         published.map_err(|error| with_causes(&error))
     }
+}
+
+fn host_error(message: String) -> RuntimeError {
+    RuntimeError::Host { message }
 }
 
 fn unreachable(uid: &str, message: String) -> RuntimeError {
