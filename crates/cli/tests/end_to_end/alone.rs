@@ -63,13 +63,11 @@ fn a_command_line_that_makes_no_sense_is_a_2_and_help_is_a_0() {
 }
 
 #[test]
-fn what_needs_the_network_is_refused_before_anything_is_done() {
+fn what_is_not_enforced_is_refused_before_anything_is_done() {
     let instance = Instance::not_started();
-    for arguments in [&["run", "-p", "80", "busybox"][..], &["run", "-v", "v:/v", "busybox"]] {
-        let finished = instance.atoll(arguments);
-        assert_eq!(finished.code, Some(1), "{finished:?}");
-        finished.complains("not yet enforced").complains(arguments[1]);
-    }
+    let finished = instance.atoll(["run", "-v", "v:/v", "busybox"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    finished.complains("not yet enforced").complains("-v");
 }
 
 #[test]

@@ -149,6 +149,8 @@ fn what_is_wrong_with_a_manifest_is_said_with_its_place() {
         &good.replace("spec:\n", "spec:\n  egress: true\n"),
         &["spec.egress", "not yet enforced"],
     );
+    let publish = ["run", "--class", "container", "-p", "80", IMAGE, "--", "true"];
+    instance.atoll(publish).complains("spec.ports").complains("not yet enforced");
     refuse(&format!("{good}---\nkind: ["), &["document 2"]);
     instance.has_no_sandboxes();
     instance.end();
