@@ -2,6 +2,8 @@
 //!
 //! Each part is made by the rules of [`crate::validate`]; a value of these types breaks none of them.
 
+use std::collections::BTreeMap;
+
 use crate::ids::{ContainerName, VolumeName};
 use crate::image_reference::ImageReference;
 use crate::ports::PortProtocol;
@@ -59,6 +61,8 @@ pub struct SandboxSpec {
     pub network: Network,
     /// Its ports that are reached through this host, while it is ready.
     pub ports: Vec<Port>,
+    /// Labels that its node must have.
+    pub node_selector: BTreeMap<String, String>,
     /// What must pass before it is ready: its own probe, and those of its containers.
     pub probes: Vec<ReadinessProbe>,
     /// Memory file systems that the containers share.
@@ -85,6 +89,16 @@ impl SandboxSpec {
     pub fn is_gated(&self) -> bool {
         !self.ports.is_empty() || !self.probes.is_empty()
     }
+}
+
+/// Which wish of a selector a node's labels do not fulfil: `zone=a`; `None`: they fulfil all.
+#[must_use]
+pub fn unfulfilled(
+    selector: &BTreeMap<String, String>,
+    labels: &BTreeMap<String, String>,
+) -> Option<String> {
+    let missing = selector.iter().find(|(key, value)| labels.get(*key) != Some(value));
+    missing.map(|(key, value)| format!("{key}={value}"))
 }
 
 /// A port that is published.
@@ -303,6 +317,23 @@ impl Signal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_selector_wants_every_label_with_its_very_value() {
+        let of = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let labels: BTreeMap<_, _> = of(&[("zone", "a"), ("gpu", "")]);
+        for (selector, missing) in [
+            (of(&[]), None),
+            (of(&[("zone", "a")]), None),
+            (of(&[("gpu", ""), ("zone", "a")]), None),
+            (of(&[("zone", "b")]), Some("zone=b")),
+            (of(&[("zone", "a"), ("disk", "")]), Some("disk=")),
+        ] {
+            assert_eq!(unfulfilled(&selector, &labels).as_deref(), missing, "{selector:?}");
+        }
+    }
 
     #[test]
     fn signals_are_read_by_name_and_number() {

@@ -266,6 +266,8 @@ pub struct SandboxState {
 /// What happens to a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
+    /// It cannot be begun here as things are.
+    Unplaced(Cause),
     /// Work on it has begun.
     Scheduled,
     /// All images are here.
@@ -384,7 +386,12 @@ impl SandboxState {
             // What became of its containers is told even of one that is being deleted; its phase stays.
             Event::Ended { container, end } => self.note_end(&container, end),
             _ if self.phase == Phase::Deleting || self.phase.is_over() => {}
-            Event::Scheduled if self.phase == Phase::Pending => self.phase = Phase::Scheduled,
+            Event::Unplaced(cause) if self.phase == Phase::Pending => self.cause = Some(cause),
+            Event::Unplaced(_) => {}
+            Event::Scheduled if self.phase == Phase::Pending => {
+                self.phase = Phase::Scheduled;
+                self.cause = None;
+            }
             Event::Scheduled => {}
             Event::ImagesReady => self.images_ready = true,
             Event::LaunchFailed(cause) => self.fail(cause),

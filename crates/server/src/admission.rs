@@ -5,6 +5,8 @@
 mod container;
 mod network;
 
+use std::collections::BTreeMap;
+
 use atoll_model::ids::{SandboxName, VolumeName};
 use atoll_model::spec::{Class, Container, Network, ReadinessProbe, SandboxSpec, Volume};
 use atoll_model::units::Bytes;
@@ -122,7 +124,7 @@ fn specification(
     spec: &rest::SandboxSpec,
     class: Option<OfferedClass>,
 ) -> Option<SandboxSpec> {
-    not_enforced(problems, spec);
+    let node_selector = node_selector(problems, spec);
     let ttl_seconds = ttl(problems, spec.ttl_seconds);
     let hostname =
         spec.hostname.as_deref().map(|text| problems.take("spec.hostname", rules::hostname(text)));
@@ -154,16 +156,26 @@ fn specification(
             (false, false) => Network::Loopback,
         },
         ports,
+        node_selector,
         probes,
         volumes,
         containers: containers?,
     })
 }
 
-fn not_enforced(problems: &mut Problems, spec: &rest::SandboxSpec) {
-    if !spec.node_selector.is_empty() {
-        problems.not_enforced("spec.node_selector", "the choice of a node");
+/// Labels that a node must have.
+fn node_selector(problems: &mut Problems, spec: &rest::SandboxSpec) -> BTreeMap<String, String> {
+    let wanted = &spec.node_selector;
+    if wanted.len() > rules::MAX_LABELS {
+        let message = format!("are {}, at most {} are allowed", wanted.len(), rules::MAX_LABELS);
+        problems.add("spec.node_selector", message);
+        return BTreeMap::new();
     }
+    for (key, value) in wanted {
+        let path = format!("spec.node_selector[{}]", rules::shown(key));
+        problems.take(&path, rules::label(key, value));
+    }
+    wanted.clone()
 }
 
 /// The sandbox's own probe first, then those of its containers in order.
@@ -213,6 +225,13 @@ fn needs_of_network(
             problems.not_enforced(path, &of_network);
         }
     }
+}
+
+/// A new time to live, counted from now.
+pub(crate) fn patched_ttl(patch: &rest::PatchSandbox) -> Result<Option<u64>, Vec<Problem>> {
+    let mut problems = Problems::default();
+    let ttl = ttl(&mut problems, patch.spec.ttl_seconds);
+    if problems.is_empty() { Ok(ttl) } else { Err(problems.into_vec()) }
 }
 
 fn ttl(problems: &mut Problems, seconds: i64) -> Option<u64> {

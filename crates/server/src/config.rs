@@ -1,5 +1,6 @@
 //! What the server must be told: all of it, checked, before it begins.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -91,6 +92,8 @@ pub struct ServerConfig {
     pub network: Result<(), String>,
     /// The instance's network where there is one, also one that only sandboxes from before have.
     pub sandbox_network: Option<Arc<dyn SandboxNetwork>>,
+    /// This machine's labels: what selectors are matched against.
+    pub node_labels: BTreeMap<String, String>,
     /// Ports of this host that may be published.
     pub port_range: PortRange,
     /// Where images come from.

@@ -62,8 +62,10 @@ pub async fn run(
         runtime.prewarm(plan::disk_shares(admission::DEFAULT_DISK).0).await;
     }
     let request_prefix = getrandom::u32().unwrap_or_default();
-    let app = Arc::new(api::App::new(Arc::clone(&context), offer, token, request_prefix));
     let address = listener.address(&config.listen);
+    let socket = address.strip_prefix("http://").and_then(|address| address.parse().ok());
+    let app = api::App::new(Arc::clone(&context), offer, socket, token, request_prefix);
+    let app = Arc::new(app);
     config.data_dir.write_server_record(&address)?;
     tracing::info!(address, version = VERSION, "serving");
     let ending = app.ending();
@@ -99,6 +101,7 @@ fn context(
         network: config.sandbox_network.clone(),
         ports: ports::PortBook::new(config.port_range, first_port),
         node_name: config.node_name.clone(),
+        node_labels: config.node_labels.clone(),
         launches: Arc::new(Semaphore::new(
             config.concurrent_launches.unwrap_or(config::DEFAULT_CONCURRENT_LAUNCHES),
         )),

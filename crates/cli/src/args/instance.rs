@@ -7,7 +7,7 @@ use atoll_runtime::disk::DiskChoice;
 use atoll_server::ListenAddress;
 use clap::Args;
 
-use super::values::{PlainFormat, duration};
+use super::values::{PlainFormat, duration, label};
 
 /// Flags of `atoll up`.
 #[derive(Debug, Clone, Args)]
@@ -42,6 +42,10 @@ pub(crate) struct UpArgs {
     /// Let sandboxes that ask for it reach the outside (--egress) and be reached from there (-p). A preview
     #[arg(long, env = "ATOLL_NETWORK")]
     pub(crate) network: bool,
+
+    /// A label of this machine, for sandboxes with a node_selector; may be given again
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) node_label: Vec<(String, String)>,
 
     /// Ports of this host that sandboxes may publish
     #[arg(long, value_name = "FIRST-LAST", default_value_t = DEFAULT_PORT_RANGE)]

@@ -201,6 +201,13 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(signed).map_err(|_| wrong())
 }
 
+/// Reads the label `KEY=VALUE`.
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    atoll_model::validate::label(key, value).map_err(|error| error.to_string())?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
 /// Reads `KEY=VALUE`, or `KEY` for its value in this process's environment.
 pub(crate) fn environment_entry(text: &str) -> Result<String, String> {
     let (key, given) = match text.split_once('=') {

@@ -43,6 +43,7 @@ fn flags(args: &UpArgs) -> Vec<String> {
         format!("--disk-backend={}", args.disk_backend),
         format!("--port-range={}", args.port_range),
     ];
+    flags.extend(args.node_label.iter().map(|(key, value)| format!("--node-label={key}={value}")));
     flags.extend(args.enable_sim.then(|| "--enable-sim".to_owned()));
     flags.extend(args.network.then(|| "--network".to_owned()));
     flags
@@ -111,6 +112,7 @@ async fn serve_until_told(
         missing_classes: classes.missing,
         network: classes.network,
         sandbox_network: classes.host.map(|host| host as Arc<dyn SandboxNetwork>),
+        node_labels: args.node_label.iter().cloned().collect(),
         port_range: args.port_range,
         images,
         concurrent_launches: None,

@@ -98,9 +98,8 @@ fn what_would_not_be_enforced_is_refused_as_such() {
     it.spec.egress = true;
     it.spec.ports = vec![rest::PortSpec { container_port: 80, ..Default::default() }];
     it.spec.readiness_probe = Some(probe("tcp"));
-    it.spec.node_selector.insert("zone".into(), "a".into());
     let problems = admit(&it, &offer()).unwrap_err();
-    assert_eq!(problems.len(), 4);
+    assert_eq!(problems.len(), 3);
     assert!(problems.iter().all(|it| it.not_enforced && it.message.contains("not yet enforced")));
 }
 

@@ -40,6 +40,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no sandbox {shown:?}"))
     }
 
+    pub(crate) fn no_node(id: &str) -> Self {
+        let shown: String = id.chars().take(128).collect();
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no node {shown:?}"))
+    }
+
     pub(crate) fn no_container(name: &str) -> Self {
         let shown: String = name.chars().take(64).collect();
         Self::new(

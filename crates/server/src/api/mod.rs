@@ -7,10 +7,12 @@
 //! | GET `/metrics` | – | Prometheus text |
 //! | GET `/api/v1/version` | – | `VersionInfo` |
 //! | GET `/api/v1/node` | – | `NodeInfo` |
+//! | GET `/api/v1/nodes`, `/api/v1/nodes/ID` | – | `Items<Node>`, `NodeEnvelope`: this machine, in sandboxd-o's shape |
 //! | POST `/api/v1/shutdown` | `Shutdown` | 202 `{"ok":true}`; the server ends afterwards |
 //! | POST `/api/v1/sandboxes` | `CreateSandbox` (JSON), or a `Manifest` (JSON, or YAML with content type `application/yaml`); `wait`, `timeout_seconds` | 201 `SandboxEnvelope` |
 //! | GET `/api/v1/sandboxes` | `label=K=V[,K=V]`; `watch`, `resource_version` | `Items<Sandbox>`, or lines of `WatchEvent<Sandbox>` |
 //! | GET `/api/v1/sandboxes/ID` | `wait`, `timeout_seconds`; or `watch` | `SandboxEnvelope`, with what the disks of a running one hold (`Deleted` for `wait=deleted`) |
+//! | PATCH `/api/v1/sandboxes/ID` | `PatchSandbox`: a new time to live, counted from now | `SandboxEnvelope`, once it is on disk |
 //! | DELETE `/api/v1/sandboxes/ID` | `wait=false` answers as soon as the deletion is recorded; `grace_seconds` (0) | 200 `Deleted`, once nothing is left of it |
 //! | POST `/api/v1/sandboxes/ID/stop` | `StopSandbox` | 202 `SandboxEnvelope`; the record stays |
 //! | POST `/api/v1/sandboxes/ID/signal` | `SignalSandbox` | 200 `{"ok":true}` |
@@ -48,11 +50,13 @@ mod images;
 mod input;
 mod logs;
 mod node;
+mod nodes;
 mod sandboxes;
 mod streams;
 mod wait;
 mod watching;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -74,6 +78,10 @@ use guard::RequestIds;
 pub(crate) struct App {
     pub(crate) context: Arc<Context>,
     pub(crate) offer: Offer,
+    /// Where clients connect, unless that is a Unix socket.
+    address: Option<SocketAddr>,
+    /// When it began, RFC 3339.
+    since: String,
     token: String,
     request_ids: RequestIds,
     refusing: AtomicBool,
@@ -90,6 +98,7 @@ impl App {
     pub(crate) fn new(
         context: Arc<Context>,
         offer: Offer,
+        address: Option<SocketAddr>,
         token: String,
         request_prefix: u32,
     ) -> Self {
@@ -97,6 +106,8 @@ impl App {
         Self {
             context,
             offer,
+            address,
+            since: crate::time::now_text(),
             token,
             request_ids,
             refusing: AtomicBool::new(false),
@@ -175,10 +186,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(node::metrics))
         .route("/api/v1/version", get(node::version))
         .route("/api/v1/node", get(node::node))
+        .route("/api/v1/nodes", get(nodes::list))
+        .route("/api/v1/nodes/{id}", get(nodes::get))
         .route("/api/v1/shutdown", post(node::shutdown))
         .route("/api/v1/events", get(node::events))
         .route("/api/v1/sandboxes", get(sandboxes::list).post(sandboxes::create))
-        .route(one, get(sandboxes::get).delete(sandboxes::delete))
+        .route(one, get(sandboxes::get).patch(sandboxes::patch).delete(sandboxes::delete))
         .route(&of("/stop"), post(sandboxes::stop))
         .route(&of("/signal"), post(sandboxes::signal))
         .route(&of("/processes"), get(sandboxes::processes))

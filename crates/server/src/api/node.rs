@@ -52,7 +52,7 @@ pub(super) async fn node(State(app): State<Arc<App>>) -> Json<NodeInfo> {
         id: app.context.node_name.clone(),
         version: crate::VERSION.to_owned(),
         pid: i32::try_from(std::process::id()).unwrap_or_default(),
-        labels: std::collections::BTreeMap::new(),
+        labels: app.context.node_labels.clone(),
         classes,
         default_class: app
             .offer

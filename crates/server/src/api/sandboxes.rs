@@ -9,8 +9,8 @@ use atoll_model::units::UnixMicros;
 use atoll_model::validate::Problem;
 use atoll_wire::guest::SignalRequest;
 use atoll_wire::rest::{
-    AssignedPort, CreateSandbox, Deleted, Items, Manifest, Process, Sandbox, SandboxEnvelope,
-    SandboxStatus, SignalSandbox, StopSandbox, strict,
+    AssignedPort, CreateSandbox, Deleted, Items, Manifest, PatchSandbox, Process, Sandbox,
+    SandboxEnvelope, SandboxStatus, SignalSandbox, StopSandbox, strict,
 };
 use axum::Json;
 use axum::body::Body;
@@ -278,6 +278,25 @@ pub(super) async fn get(
         }
         None => Json(Deleted { deleted: id }).into_response(),
     })
+}
+
+/// `PATCH /api/v1/sandboxes/ID`.
+pub(super) async fn patch(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<SandboxEnvelope>, ApiError> {
+    let patch: PatchSandbox = input::json(&headers, body).await?;
+    let seconds = admission::patched_ttl(&patch).map_err(ApiError::fields)?;
+    let sandbox = app.sandbox(&id)?;
+    let (done, answer) = oneshot::channel();
+    app.owner(&sandbox)?.send(Command::SetTtl { seconds, done }).await?;
+    match answer.await {
+        Ok(Ok(())) => Ok(Json(SandboxEnvelope { sandbox: (*app.sandbox(&id)?).clone() })),
+        Ok(Err(message)) => Err(ApiError::conflict(message)),
+        Err(_) => Err(ApiError::no_sandbox(&id)),
+    }
 }
 
 #[derive(Deserialize)]

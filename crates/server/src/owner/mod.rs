@@ -23,7 +23,7 @@ mod status;
 mod task;
 mod work;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use atoll_model::boost::Boosts;
@@ -56,6 +56,7 @@ pub(crate) struct Context {
     pub(crate) network: Option<Arc<dyn SandboxNetwork>>,
     pub(crate) ports: PortBook,
     pub(crate) node_name: String,
+    pub(crate) node_labels: BTreeMap<String, String>,
     pub(crate) launches: Arc<Semaphore>,
     pub(crate) boosts: Mutex<Boosts>,
     pub(crate) metrics: Arc<Metrics>,
@@ -83,6 +84,8 @@ pub(crate) enum Command {
         cause: atoll_model::state::Cause,
         done: Option<oneshot::Sender<Result<(), String>>>,
     },
+    /// It is deleted so many seconds from now, or never; `done` hears when that is on disk, or why it cannot be.
+    SetTtl { seconds: Option<u64>, done: oneshot::Sender<Result<(), String>> },
     /// End what runs; the record stays.
     Stop { grace_millis: u64, reply: oneshot::Sender<Result<(), String>> },
     /// A client attached.

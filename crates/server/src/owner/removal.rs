@@ -101,8 +101,7 @@ impl Owner {
                 return true;
             }
             Destroying::BeforeBeginning => {
-                self.marks = Some(Marks::begin());
-                self.work = Some(work::turn(&self.context));
+                self.begin(Marks::begin());
             }
             Destroying::ToKeepRecord => {}
         }

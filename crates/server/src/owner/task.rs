@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_model::recovery::Found;
+use atoll_model::spec::unfulfilled;
 use atoll_model::state::{Cause, Event, Phase, SandboxState};
 use atoll_model::timeline;
 use atoll_model::units::UnixMicros;
@@ -74,6 +75,8 @@ pub(super) struct Owner {
     /// Deletion: not before this moment, unless it has ended by itself.
     pub(super) kill_at: Option<Instant>,
     pub(super) waiters: Vec<oneshot::Sender<Result<(), String>>>,
+    /// Who waits for what is known to be on disk.
+    settled: Vec<oneshot::Sender<Result<(), String>>>,
     recovered: Option<oneshot::Sender<()>>,
     /// Its record in memory says more than the one on disk: how long it took to get there.
     amended: bool,
@@ -122,6 +125,7 @@ impl Owner {
             detached_since: Instant::now(),
             kill_at: None,
             waiters: Vec::new(),
+            settled: Vec::new(),
             recovered: None,
             amended: false,
             subject,
@@ -132,8 +136,7 @@ impl Owner {
     pub(super) async fn run(mut self, begin: Begin) {
         match begin {
             Begin::Fresh(marks) => {
-                self.marks = Some(marks);
-                self.work = Some(work::turn(&self.context));
+                self.begin(marks);
             }
             Begin::Recovered(recovered) => {
                 self.recovered = Some(recovered);
@@ -150,6 +153,20 @@ impl Owner {
             self.flush().await;
         }
         self.context.owners.remove(&self.subject.uid.to_string());
+    }
+
+    /// Begins from the start, where this node is one that it may run on.
+    pub(super) fn begin(&mut self, marks: Marks) {
+        let selector = &self.subject.spec.node_selector;
+        if let Some(missing) = unfulfilled(selector, &self.context.node_labels) {
+            let message = format!(
+                "no node has the label {missing} that its node_selector asks for: start the server with --node-label {missing}, or delete it"
+            );
+            self.tell(true, "NoNode", message.clone());
+            return self.apply(Event::Unplaced(cause("NoNode", &message)), Urgency::Now);
+        }
+        self.marks = Some(marks);
+        self.work = Some(work::turn(&self.context));
     }
 
     /// One thing that happens. True: the record is gone.
@@ -187,11 +204,30 @@ impl Owner {
             Ok(None) => {}
             // It goes on trying; whoever waits for a deletion need not.
             Err(message) => {
-                for waiter in self.waiters.drain(..) {
+                for waiter in self.waiters.drain(..).chain(self.settled.drain(..)) {
                     waiter.send(Err(message.clone())).ok();
                 }
             }
         }
+    }
+
+    fn set_ttl(&mut self, seconds: Option<u64>, done: oneshot::Sender<Result<(), String>>) {
+        if self.state.phase == Phase::Deleting {
+            done.send(Err("it is being deleted".to_owned())).ok();
+            return;
+        }
+        let left = seconds.map(Duration::from_secs);
+        self.expiry = left.and_then(|left| Instant::now().checked_add(left));
+        let micros =
+            seconds.and_then(|it| i64::try_from(it).ok()).map(|it| it.saturating_mul(1_000_000));
+        let at = |micros: i64| {
+            crate::time::text(UnixMicros(crate::time::now().0.saturating_add(micros)))
+        };
+        self.subject.record.status.expire_at = micros.map(at);
+        self.subject.record.spec.ttl_seconds =
+            seconds.and_then(|it| i64::try_from(it).ok()).unwrap_or(0);
+        self.settled.push(done);
+        self.persist.note(Urgency::Now);
     }
 
     /// What is known now goes to disk before the server ends; what is not is found out again by the next one.
@@ -251,6 +287,12 @@ impl Owner {
             self.delete(0, cause("Detached", "no client is attached any more"));
         }
         self.write_if_due();
+        if self.persist.is_settled() {
+            for waiter in self.settled.drain(..) {
+                // Whoever asked may be gone.
+                waiter.send(Ok(())).ok();
+            }
+        }
         let ended = self.events.is_none() || self.kill_at.is_none_or(|at| at <= now);
         if self.state.phase == Phase::Deleting
             && self.persist.is_settled()
@@ -446,6 +488,7 @@ impl Owner {
                 self.waiters.extend(done);
                 self.delete(grace_millis, cause);
             }
+            Command::SetTtl { seconds, done } => self.set_ttl(seconds, done),
             Command::Stop { grace_millis, reply } => self.stop(grace_millis, reply),
             Command::Attached => self.attached = self.attached.saturating_add(1),
             Command::Detached => {

@@ -204,6 +204,15 @@ impl TestServer {
 
     /// On a data directory and a host that an earlier one left.
     pub(crate) async fn start_on(directory: Arc<tempfile::TempDir>, host: Arc<SimHost>) -> Self {
+        Self::start_labelled(directory, host, &[]).await
+    }
+
+    /// The same on a machine with these labels.
+    pub(crate) async fn start_labelled(
+        directory: Arc<tempfile::TempDir>,
+        host: Arc<SimHost>,
+        labels: &[(&str, &str)],
+    ) -> Self {
         let images = Arc::new(FakeImages::default());
         let (told, address) = oneshot::channel();
         let config = ServerConfig {
@@ -217,6 +226,10 @@ impl TestServer {
             )],
             network: Err("started without".into()),
             sandbox_network: None,
+            node_labels: labels
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
             port_range: atoll_model::ports::DEFAULT_PORT_RANGE,
             images: Arc::clone(&images) as Arc<dyn ImageSource>,
             concurrent_launches: None,

@@ -68,7 +68,7 @@ pub struct SandboxSpec {
     /// a restart of the server; never when left out. `atoll run` sets it, so that a killed client leaves nothing behind (atoll).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detach_ttl_seconds: Option<u32>,
-    /// Labels a node must have.
+    /// Labels that its node must have; Pending with reason `NoNode` while none has them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
     /// Published ports: reachable through this host while the sandbox is ready. Needs a server with a network.

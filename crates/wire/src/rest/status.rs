@@ -247,6 +247,75 @@ pub struct WatchEvent<T> {
     pub resource_version: u64,
 }
 
+/// A node. SOURCE: sandboxd-o's Node; this machine is the only one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub id: String,
+    /// Labels that a sandbox's `node_selector` is matched against.
+    pub metadata: Metadata,
+    /// Where it is reached; a loopback address.
+    pub ip: String,
+    /// Where it is reached.
+    pub port: u16,
+    /// No new sandboxes are placed on it.
+    pub unschedulable: bool,
+    /// `Ready`: it answers.
+    pub state: String,
+    /// How it became a node: `self`.
+    pub source: String,
+    /// RFC 3339: since when this server runs.
+    pub created_at: String,
+    /// RFC 3339.
+    pub updated_at: String,
+    /// What it has and what is spoken for.
+    pub resources: NodeResources,
+}
+
+/// What a node has. SOURCE: sandboxd-o.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeResources {
+    /// Thousandths of a CPU.
+    pub capacity_cpu_milli: i64,
+    /// Bytes.
+    pub capacity_memory_bytes: i64,
+    /// Thousandths of a CPU that sandboxes may ask for.
+    pub allocatable_cpu_milli: i64,
+    /// Bytes that sandboxes may ask for.
+    pub allocatable_memory_bytes: i64,
+    /// Thousandths of a CPU that sandboxes that are not over ask for.
+    pub used_cpu_milli: i64,
+    /// Bytes that sandboxes that are not over ask for.
+    pub used_memory_bytes: i64,
+    /// What is left; less than 0 where more is promised than there is.
+    pub available_cpu_milli: i64,
+    /// What is left; less than 0 where more is promised than there is.
+    pub available_memory_bytes: i64,
+    /// How much of the capacity is allocatable.
+    pub max_alloc_percent: u32,
+}
+
+/// `{"node": …}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeEnvelope {
+    /// The node.
+    pub node: Node,
+}
+
+/// Body of `PATCH /api/v1/sandboxes/ID` (atoll).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PatchSandbox {
+    /// What changes.
+    pub spec: PatchSpec,
+}
+
+/// What of a sandbox can be changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PatchSpec {
+    /// Seconds from now to its deletion; 0: never.
+    pub ttl_seconds: i64,
+}
+
 /// `GET /api/v1/node`: what this machine is and offers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
