@@ -114,9 +114,7 @@ impl Namespace {
             work()
         })
     }
-}
 
-impl Namespace {
     /// Begins a thread inside, which nobody waits for.
     pub(crate) fn thread(
         &self,

@@ -11,7 +11,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::BorrowedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -182,12 +181,6 @@ impl Network {
     #[must_use]
     pub fn subnet(&self) -> Subnet {
         self.shared.subnet
-    }
-
-    /// The ring's namespace: for sockets that probe sandboxes or resolve their names.
-    #[must_use]
-    pub fn ring(&self) -> BorrowedFd<'_> {
-        self.shared.ring.fd()
     }
 
     /// Begins a thread that lives in the ring.

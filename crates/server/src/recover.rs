@@ -51,8 +51,8 @@ async fn hold_ports(context: &Context, records: &[Arc<Sandbox>]) {
             continue;
         }
         context.ports.note(&record.uid, &record.id, ports);
-        let is_pending = record.status.phase == Phase::Pending.name()
-            || record.status.phase == Phase::Scheduled.name();
+        let phase = Phase::from_name(&record.status.phase);
+        let is_pending = matches!(phase, Some(Phase::Pending | Phase::Scheduled));
         // Those that run have a place in the network, which holds theirs already.
         if is_pending && let Err(error) = network.hold(&record.uid, &plans(ports)).await {
             tracing::error!(sandbox = record.id, %error, "its ports could not be held again");

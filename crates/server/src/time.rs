@@ -1,5 +1,7 @@
 //! The wall clock as the API shows it: RFC 3339, UTC, always six digits of a second, so that text order is time order.
 
+use std::time::Duration;
+
 use atoll_model::units::UnixMicros;
 
 /// Now.
@@ -10,6 +12,12 @@ pub(crate) fn now() -> UnixMicros {
 /// Now, as text.
 pub(crate) fn now_text() -> String {
     text(now())
+}
+
+/// So long after that.
+pub(crate) fn after(then: UnixMicros, span: Duration) -> UnixMicros {
+    let micros = i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
+    UnixMicros(then.0.saturating_add(micros))
 }
 
 /// A time as text. What lies outside jiff's range (years -9999 to 9999) is shown as its bound.

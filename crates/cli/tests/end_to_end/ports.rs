@@ -174,8 +174,11 @@ fn a_keeper_that_is_killed_is_replaced_and_nobody_notices_for_long() {
             })
         };
         let first = keeper().unwrap();
-        let pid = rustix::process::Pid::from_raw(first).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        let kill = |pid| {
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        };
+        kill(first);
         wait_until("another keeper", || keeper().is_some_and(|pid| pid != first));
         wait_until("loopback works again", || get(connect(at("127.0.0.1", port))).contains("fine"));
         assert!(get(world.connect(at(HOST, port))).contains("fine"));
@@ -192,6 +195,24 @@ fn a_keeper_that_is_killed_is_replaced_and_nobody_notices_for_long() {
         ];
         let found = instance.atoll(look_up);
         assert!(found.succeeded().contains(&format!("Address: {WORLD}")), "{found:?}");
+
+        // With nobody there to hold it, its port goes to another program: then it is not shown as ready, nor half open.
+        instance.kill_server();
+        kill(keeper().unwrap());
+        wait_until("nobody holds it", || keeper().is_none());
+        let thief = TcpListener::bind(at("0.0.0.0", port)).unwrap();
+        thief.set_nonblocking(true).unwrap();
+        instance.up();
+        wait_until("it is not ready", || status(instance, &name)["ready"] == false);
+        let why = status(instance, &name)["conditions"].to_string();
+        assert!(why.contains("visitors cannot be let in"), "{why}");
+        wait_until("the port is the other program's alone", || {
+            // The visitor hangs up first: the port is not to be kept by what is over.
+            world.connect(at(HOST, port)).map(drop).is_ok() && thief.accept().is_ok()
+        });
+        drop(thief);
+        wait_until("it is ready again", || status(instance, &name)["ready"] == true);
+        assert!(get(world.connect(at(HOST, port))).contains("fine"));
         instance.atoll(["delete", &format!("sandbox/{name}")]).succeeded();
     });
 }

@@ -1,7 +1,7 @@
 //! Which backend bounds the disks of a data directory: what the file system can, found by trying, and what was asked for.
 //!
 //! `auto` takes the fastest backend whose full disks answer ENOSPC, which is what programs expect of a full disk: project quotas where
-//! they answer so, (xfs), else images, which work everywhere. Backends that answer EDQUOT (ext4, btrfs) are taken when they are asked for by name, and when
+//! they answer so (xfs), else images, which work everywhere. Backends that answer EDQUOT (ext4, btrfs) are taken when they are asked for by name, and when
 //! there is nothing else.
 
 use std::fmt;

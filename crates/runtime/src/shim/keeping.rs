@@ -42,7 +42,7 @@ impl Keeping {
         let members = members.into_iter().map(|it| (it.uid.clone(), it)).collect();
         let state = Mutex::new(State { members, ..State::default() });
         let shared = Arc::new(Shared { options, resolver, state, ending: Condvar::new() });
-        Shared::attach(&shared, &mut shared.state())?;
+        warn_of(Shared::attach(&shared, &mut shared.state())?);
         Ok(Self(shared))
     }
 
@@ -122,8 +122,10 @@ impl Keeping {
             }
         }
         let refused = Shared::attach(&self.0, state)?;
-        let own = refused.into_iter().find(|(of, _)| of == uid);
-        own.map_or(Ok(()), |(_, error)| Err(error))
+        let (mut own, others): (Vec<_>, Vec<_>) =
+            refused.into_iter().partition(|(of, _)| of == uid);
+        warn_of(others);
+        own.pop().map_or(Ok(()), |(_, error)| Err(error))
     }
 }
 

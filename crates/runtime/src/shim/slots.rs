@@ -249,15 +249,23 @@ impl Slots {
             let shut = shared.let_in(&place);
             shared.tell_keeper(uid, &place).and(shut)
         };
-        told.map_err(host_error)?;
-        if let Some(known) = shared.stock().taken.get_mut(uid) {
-            known.is_open = is_open;
+        if is_open && told.is_err() {
+            // All the way or not at all: it may have been open before this server, with a port that is another program's by now.
+            place.is_open = false;
+            if let Err(why) = shared.let_in(&place) {
+                tracing::error!(uid, why, "a sandbox's ports stay open");
+            }
+        } else if !is_open {
+            told.clone().map_err(host_error)?;
         }
-        if !is_open {
+        if let Some(known) = shared.stock().taken.get_mut(uid) {
+            known.is_open = place.is_open;
+        }
+        if !place.is_open {
             // Gone with its directory at the latest.
             let _ = std::fs::remove_file(mark);
         }
-        Ok(())
+        told.map_err(host_error)
     }
 
     /// Holds ports of this host for a sandbox that is to come: all of them or none.

@@ -4,6 +4,7 @@ use atoll_wire::guest::UserIds;
 use atoll_wire::shim::{TmpfsPlan, VolumeMountPlan, VolumePlan};
 
 use crate::bench::{Bench, MIB, shell};
+use crate::running::Running;
 
 pub(crate) async fn read_only_root(bench: &mut Bench) {
     let mut plan = bench.plan("sleep 1000");
@@ -52,7 +53,8 @@ pub(crate) async fn tmpfs(bench: &mut Bench) {
     assert_eq!(executed.code(), Some(126), "nothing is executed there: {}", executed.errors());
 }
 
-pub(crate) async fn shared_volume(bench: &mut Bench) {
+/// A volume at /shared that container `main` writes and container `reader` only reads.
+async fn written_and_read(bench: &Bench) -> Running {
     let mut plan = bench.plan("sleep 1000");
     plan.containers.push(bench.container("reader", "sleep 1000"));
     plan.volumes = vec![VolumePlan { name: "both".into(), size_bytes: 4 * MIB }];
@@ -63,6 +65,11 @@ pub(crate) async fn shared_volume(bench: &mut Bench) {
     let mut running = bench.launch(plan).await;
     running.started("main").await;
     running.started("reader").await;
+    running
+}
+
+pub(crate) async fn shared_volume(bench: &mut Bench) {
+    let running = written_and_read(bench).await;
     let written = running.script("echo news > /shared/note").await;
     assert_eq!(written.code(), Some(0), "{}", written.errors());
     let read = running.exec("reader", shell("cat /shared/note; touch /shared/mine"), b"").await;
@@ -72,16 +79,7 @@ pub(crate) async fn shared_volume(bench: &mut Bench) {
 
 /// Not only what is in it: modes, owners and times too.
 pub(crate) async fn read_only_volume_as_it_was(bench: &mut Bench) {
-    let mut plan = bench.plan("sleep 1000");
-    plan.containers.push(bench.container("reader", "sleep 1000"));
-    plan.volumes = vec![VolumePlan { name: "both".into(), size_bytes: 4 * MIB }];
-    for (container, read_only) in plan.containers.iter_mut().zip([false, true]) {
-        let (volume, path) = ("both".to_owned(), "/shared".to_owned());
-        container.volume_mounts = vec![VolumeMountPlan { volume, path, read_only }];
-    }
-    let mut running = bench.launch(plan).await;
-    running.started("main").await;
-    running.started("reader").await;
+    let running = written_and_read(bench).await;
     let look = "stat -c '%n %a %u %g %y' /shared /shared/note; cat /shared/note";
     let before = running.script(&format!("echo news > /shared/note; {look}")).await.text();
     assert!(before.ends_with("news\n"), "{before}");

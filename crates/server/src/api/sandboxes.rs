@@ -1,11 +1,11 @@
 //! Sandboxes: create, list, get, delete, stop, signal, processes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_model::ids::{SandboxName, SandboxUid};
 use atoll_model::state::{Cause, Phase};
 use atoll_model::timeline;
-use atoll_model::units::UnixMicros;
 use atoll_model::validate::Problem;
 use atoll_wire::guest::SignalRequest;
 use atoll_wire::rest::{
@@ -186,10 +186,8 @@ fn new_record(
     admitted: &Admitted,
 ) -> Sandbox {
     let now = time::now();
-    let expire = admitted.spec.ttl_seconds.and_then(|seconds| i64::try_from(seconds).ok());
-    let expire_at = expire.map(|seconds| {
-        time::text(UnixMicros(now.0.saturating_add(seconds.saturating_mul(1_000_000))))
-    });
+    let ttl = admitted.spec.ttl_seconds.map(Duration::from_secs);
+    let expire_at = ttl.map(|ttl| time::text(time::after(now, ttl)));
     let status = SandboxStatus {
         phase: Phase::Pending.name().to_owned(),
         expire_at,

@@ -193,11 +193,12 @@ impl Owner {
         let is_open = should && (!has_ports || keeper.is_published == Some(true));
         if is_open && self.state.gate != Gate::Open {
             self.open_gate();
-        } else if !should && self.state.gate == Gate::Open && !is_over {
-            let why = if keeper.passes() {
-                "a container has ended".to_owned()
-            } else {
-                format!("a readiness probe does not pass any more: {}", keeper.why)
+        } else if (!should || keeper.failure.is_some()) && self.state.gate == Gate::Open && !is_over
+        {
+            let why = match &keeper.failure {
+                Some(failure) if should => format!("visitors cannot be let in: {failure}"),
+                _ if keeper.passes() => "a container has ended".to_owned(),
+                _ => format!("a readiness probe does not pass any more: {}", keeper.why),
             };
             self.tell(true, "NotReady", why.clone());
             self.apply(Event::GateShut(cause("NotReady", &why)), Urgency::Now);

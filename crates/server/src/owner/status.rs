@@ -18,7 +18,7 @@ const FAILING: &str = "Failing";
 pub(crate) fn show(state: &SandboxState, status: &mut rest::SandboxStatus) {
     status.phase = state.phase.name().to_owned();
     status.ready = state.is_ready();
-    if matches!(state.phase, Phase::Succeeded | Phase::Failed) {
+    if state.phase.is_over() {
         // Address and ports are somebody else's before long.
         status.ip = None;
         status.assigned_ports.clear();

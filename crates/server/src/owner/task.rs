@@ -7,7 +7,6 @@ use atoll_model::recovery::Found;
 use atoll_model::spec::unfulfilled;
 use atoll_model::state::{Cause, Event, Phase, SandboxState};
 use atoll_model::timeline;
-use atoll_model::units::UnixMicros;
 use atoll_runtime::{EventReceiver, Runtime, Sandbox};
 use atoll_wire::rest;
 use atoll_wire::shim::SandboxPlan;
@@ -21,6 +20,7 @@ use super::work::{self, After, Outcome, Removal, Work};
 use super::{Command, Context, Live, Marks, Subject, status};
 use crate::plan::PlannedImage;
 use crate::store::NewEvent;
+use crate::time;
 
 /// How an owner begins.
 pub(crate) enum Begin {
@@ -85,15 +85,14 @@ pub(super) struct Owner {
 /// Until its time of day to go: never longer than a whole time to live, should the wall clock have been set back since that was noted.
 fn time_left(subject: &mut Subject) -> Option<Duration> {
     let status = &mut subject.record.status;
-    let expire_at = status.expire_at.as_deref().and_then(crate::time::parse)?;
-    let now = crate::time::now();
+    let expire_at = status.expire_at.as_deref().and_then(time::parse)?;
+    let now = time::now();
     let left = Duration::from_micros(u64::try_from(expire_at.0.saturating_sub(now.0)).unwrap_or(0));
     let most = subject.spec.ttl_seconds.map_or(left, Duration::from_secs);
     if left <= most {
         return Some(left);
     }
-    let micros = i64::try_from(most.as_micros()).unwrap_or(i64::MAX);
-    status.expire_at = Some(crate::time::text(UnixMicros(now.0.saturating_add(micros))));
+    status.expire_at = Some(time::text(time::after(now, most)));
     Some(most)
 }
 
@@ -218,12 +217,8 @@ impl Owner {
         }
         let left = seconds.map(Duration::from_secs);
         self.expiry = left.and_then(|left| Instant::now().checked_add(left));
-        let micros =
-            seconds.and_then(|it| i64::try_from(it).ok()).map(|it| it.saturating_mul(1_000_000));
-        let at = |micros: i64| {
-            crate::time::text(UnixMicros(crate::time::now().0.saturating_add(micros)))
-        };
-        self.subject.record.status.expire_at = micros.map(at);
+        self.subject.record.status.expire_at =
+            left.map(|left| time::text(time::after(time::now(), left)));
         self.subject.record.spec.ttl_seconds =
             seconds.and_then(|it| i64::try_from(it).ok()).unwrap_or(0);
         self.settled.push(done);
