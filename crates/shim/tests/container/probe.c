@@ -279,6 +279,7 @@ static void look(int pid, const char *name) {
     }
     ssize_t length = readlink(path, link, sizeof link - 1);
     printf("stole %s: %.*s\n", name, (int)(length < 0 ? 0 : length), link);
+    fflush(stdout);
     if (keeps < 256)
         kept[keeps++] = fd;
 }
