@@ -277,6 +277,8 @@ static void look(int pid, const char *name) {
         close(fd);
         return;
     }
+    // By what is held: the process may be gone by now.
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(path, link, sizeof link - 1);
     printf("stole %s: %.*s\n", name, (int)(length < 0 ? 0 : length), link);
     fflush(stdout);
