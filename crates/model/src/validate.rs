@@ -66,7 +66,7 @@ impl Problems {
 
     /// Notes something that is understood but would not be enforced.
     pub fn not_enforced(&mut self, path: impl Into<String>, what: &str) {
-        let message = format!("{what}: not yet enforced by this version; leave it out");
+        let message = format!("{what}: cannot be enforced here and is refused; leave it out");
         self.push(Problem { path: path.into(), message, not_enforced: true });
     }
 

@@ -102,7 +102,7 @@ pub fn report(data_dir: &Path, disks_choice: DiskChoice) -> HostReport {
     HostReport { checks }
 }
 
-/// Whether sandboxes can have a network here (`atoll up --network`), found by trying its rules.
+/// Whether sandboxes can have a network here (egress, published ports, probes), found by trying its rules.
 ///
 /// # Errors
 /// What is missing and what to do.

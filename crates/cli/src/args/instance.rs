@@ -5,7 +5,7 @@ use std::time::Duration;
 use atoll_model::ports::{DEFAULT_PORT_RANGE, PortRange};
 use atoll_runtime::disk::DiskChoice;
 use atoll_server::ListenAddress;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::values::{PlainFormat, duration, label};
 
@@ -39,9 +39,11 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "BACKEND", default_value_t = DiskChoice::Auto)]
     pub(crate) disk_backend: DiskChoice,
 
-    /// Let sandboxes that ask for it reach the outside (--egress) and be reached from there (-p). A preview
-    #[arg(long, env = "ATOLL_NETWORK")]
-    pub(crate) network: bool,
+    /// A network for sandboxes that ask for it (egress, published ports, probes). auto: where this machine can have one; on: or no
+    /// server; off: loopback only
+    #[arg(long, value_enum, value_name = "MODE", env = "ATOLL_NETWORK", default_value_t)]
+    #[arg(num_args = 0..=1, default_missing_value = "on")]
+    pub(crate) network: NetworkMode,
 
     /// A label of this machine, for sandboxes with a node_selector; may be given again
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
@@ -54,6 +56,29 @@ pub(crate) struct UpArgs {
     /// The background half of --detach
     #[arg(long, hide = true)]
     pub(crate) detached: bool,
+}
+
+/// Whether an instance has a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum NetworkMode {
+    /// Where the machine can have one.
+    #[default]
+    Auto,
+    /// Or the server does not start.
+    On,
+    /// Sandboxes have loopback only.
+    Off,
+}
+
+impl NetworkMode {
+    /// As it is written.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        }
+    }
 }
 
 /// Flags of `atoll down`.

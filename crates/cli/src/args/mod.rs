@@ -18,7 +18,7 @@ pub(crate) use image::{
     ImageCommand, ImageGcArgs, ImageImportArgs, ImagePullArgs, ImageRemoveArgs, LoginArgs,
     LogoutArgs,
 };
-pub(crate) use instance::{CompletionArgs, DoctorArgs, DownArgs, UpArgs, VersionArgs};
+pub(crate) use instance::{CompletionArgs, DoctorArgs, DownArgs, NetworkMode, UpArgs, VersionArgs};
 pub(crate) use objects::{
     CreateArgs, DeleteArgs, DescribeArgs, EventsArgs, GetArgs, LogsArgs, WaitArgs,
 };

@@ -29,7 +29,7 @@ pub(crate) struct RunArgs {
     #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = environment_entry)]
     pub(crate) env: Vec<String>,
 
-    /// Let visitors of this machine's port HOST in to PORT; any free HOST when left out. Needs a server with --network
+    /// Let visitors of this machine's port HOST in to PORT; any free HOST when left out.
     #[arg(short, long = "publish", value_name = "[HOST:]PORT[/udp]", value_parser = published_port)]
     pub(crate) publish: Vec<PublishedPort>,
 
@@ -65,7 +65,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "Limits")]
     pub(crate) timeout: Option<Duration>,
 
-    /// Allow connections to the outside, but to nothing private and to no other sandbox; needs a server with --network
+    /// Allow connections to the outside, but to nothing private and to no other sandbox
     #[arg(long)]
     pub(crate) egress: bool,
 

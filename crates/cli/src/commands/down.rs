@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::Context;
+use atoll_runtime::shim::ShimHost;
 use atoll_server::ListenAddress;
 use atoll_sys::process::{ProcessIdentity, ProcessState};
 use atoll_wire::rest::{ServerRecord, Shutdown};
@@ -22,14 +23,12 @@ use crate::output::{self, Spinner};
 pub(super) async fn down(args: DownArgs, connection: &ConnectionArgs) -> Outcome {
     let directory = &connection.data_dir;
     let mut record = live_record(directory)?;
-    if record.is_none() && has_sandboxes(directory) {
+    if record.is_none() && has_left_something(directory) {
         output::note("The server is not there, but it may have left sandboxes: looking for them.");
         let anywhere: ListenAddress = "127.0.0.1:0".parse()?;
-        // With every class, so that whatever there is can be ended.
-        // The network is taken down where there is one.
-        let network = directory.join("network").exists().then_some("--network");
-        let flags = network.into_iter().chain(["--enable-sim"]).map(str::to_owned);
-        detached::start(directory, &anywhere, &flags.collect::<Vec<_>>())?;
+        // With every class, so that whatever there is can be ended. A network that is there is taken over all the same.
+        let flags = ["--enable-sim", "--network=off"].map(str::to_owned);
+        detached::start(directory, &anywhere, &flags)?;
         record = live_record(directory)?;
     }
     let Some(record) = record else {
@@ -65,9 +64,10 @@ fn identity(record: &ServerRecord) -> ProcessIdentity {
     }
 }
 
-/// Whether a server of this data directory has had sandboxes that were not destroyed.
-fn has_sandboxes(directory: &Path) -> bool {
-    std::fs::read_dir(directory.join("sandboxes")).is_ok_and(|mut entries| entries.next().is_some())
+/// Whether a server of this data directory has left sandboxes or a network on this machine.
+fn has_left_something(directory: &Path) -> bool {
+    let mut sandboxes = std::fs::read_dir(directory.join("sandboxes")).into_iter().flatten();
+    sandboxes.next().is_some() || ShimHost::has_network(directory)
 }
 
 async fn end(directory: &Path, record: &ServerRecord) -> anyhow::Result<()> {

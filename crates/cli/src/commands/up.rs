@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::{Outcome, SUCCESS, detached, node};
-use crate::args::{ConnectionArgs, UpArgs};
+use crate::args::{ConnectionArgs, NetworkMode, UpArgs};
 use crate::output;
 
 /// Environment variable with the log filter. SOURCE: the syntax of tracing-subscriber's `EnvFilter`.
@@ -42,10 +42,10 @@ fn flags(args: &UpArgs) -> Vec<String> {
     let mut flags = vec![
         format!("--disk-backend={}", args.disk_backend),
         format!("--port-range={}", args.port_range),
+        format!("--network={}", args.network.name()),
     ];
     flags.extend(args.node_label.iter().map(|(key, value)| format!("--node-label={key}={value}")));
     flags.extend(args.enable_sim.then(|| "--enable-sim".to_owned()));
-    flags.extend(args.network.then(|| "--network".to_owned()));
     flags
 }
 
@@ -61,8 +61,11 @@ fn serve(args: &UpArgs, data_dir: &Path, detached: bool) -> Outcome {
         locked.path(),
         args.enable_sim,
         args.disk_backend,
-        args.network.then(NetworkConfig::default),
+        (args.network != NetworkMode::Off).then(NetworkConfig::default),
     )?;
+    if let (NetworkMode::On, Err(why)) = (args.network, &classes.network) {
+        anyhow::bail!("this machine cannot have the network that --network=on asks for: {why}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -63,9 +63,9 @@ fn manifests_that_are_wrong_are_refused_with_their_place() {
         (
             "ports",
             format!("{}  ports: [{{container_port: 80}}]\n", manifest("a", "")),
-            "not yet enforced",
+            "cannot be enforced",
         ),
-        ("egress", format!("{}  egress: true\n", manifest("a", "")), "not yet enforced"),
+        ("egress", format!("{}  egress: true\n", manifest("a", "")), "cannot be enforced"),
     ] {
         let refused = instance.atoll_with_input(["create", "-f", "-"], text.as_bytes());
         assert_eq!(refused.code, Some(1), "{what}: {refused:?}");

@@ -62,7 +62,7 @@ fn a_second_server_for_the_same_directory_is_refused() {
 fn in_the_foreground_it_says_where_it_serves_and_leaves_sandboxes_running() {
     let Some(instance) = instance_with_image("foreground") else { return };
     instance.atoll(["down"]).succeeded();
-    let mut up = instance.begin(["up", "--listen", "127.0.0.1:0"]);
+    let mut up = instance.begin(["up", "--network=off", "--listen", "127.0.0.1:0"]);
     let line = up.line_with("atoll serves at http://127.0.0.1:");
     let address =
         line.split_whitespace().find(|word| word.starts_with("http")).expect("an address");

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::IMAGE;
+use crate::support::{IMAGE, processes_of};
 use crate::world::{HOST, PRIVATE, WORLD, on_a_host};
 
 fn say(class: &str, egress: bool, to: &str) -> Vec<String> {
@@ -72,5 +72,24 @@ fn a_sandbox_has_an_address_of_its_own_that_it_knows_and_the_status_shows() {
         for name in ["sandbox/first", "sandbox/second"] {
             instance.atoll(["delete", name]).succeeded();
         }
+    });
+}
+
+#[test]
+fn a_network_whose_server_was_killed_is_taken_down() {
+    on_a_host("a_network_whose_server_was_killed", |instance, _, _| {
+        let keeper = |pid: &i32| {
+            let of = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            of.contains("/+network-keeper")
+        };
+        let of_instance = processes_of(&instance.data_dir());
+        let keepers = of_instance.iter().filter(|pid| keeper(pid)).count();
+        assert_eq!(keepers, 1, "in a group of its own, not in that of who began the server");
+        instance.kill_server();
+        let down = instance.atoll(["down"]);
+        assert!(down.succeeded().contains("atoll has ended"), "{down:?}");
+        let left = instance.leftovers();
+        assert!(left.is_empty(), "{left:#?}");
+        instance.up();
     });
 }

@@ -147,10 +147,10 @@ fn what_is_wrong_with_a_manifest_is_said_with_its_place() {
     refuse(&good.replace("id: good", "id: ../good"), &["id"]);
     refuse(
         &good.replace("spec:\n", "spec:\n  egress: true\n"),
-        &["spec.egress", "not yet enforced"],
+        &["spec.egress", "cannot be enforced"],
     );
     let publish = ["run", "--class", "container", "-p", "80", IMAGE, "--", "true"];
-    instance.atoll(publish).complains("spec.ports").complains("not yet enforced");
+    instance.atoll(publish).complains("spec.ports").complains("cannot be enforced");
     refuse(&format!("{good}---\nkind: ["), &["document 2"]);
     instance.has_no_sandboxes();
     instance.end();

@@ -119,7 +119,7 @@ pub(crate) fn on_a_host(
     let there = std::thread::spawn(move || {
         let world = move_to_a_host_with_a_world();
         let mut instance = Instance::not_started();
-        instance.set_server_environment("ATOLL_NETWORK", "true");
+        instance.set_server_environment("ATOLL_NETWORK", "on");
         instance.up();
         import(&instance, archive);
         in_each_class_of(&instance, test, |instance, class| run(instance, class, &world));

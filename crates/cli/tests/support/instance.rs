@@ -50,7 +50,9 @@ impl Instance {
             .prefix("atoll-test-")
             .tempdir()
             .expect("a temporary directory");
-        Self { directory, environment: Vec::new(), ended: false }
+        // Tests share a host: those about the network bring one of their own.
+        let environment = vec![("ATOLL_NETWORK".to_owned(), "off".to_owned())];
+        Self { directory, environment, ended: false }
     }
 
     /// Sets a variable of servers that are started from now on.

@@ -24,7 +24,7 @@ use super::id_ranges::IdRanges;
 use super::launches::Launches;
 use super::pools::{PoolSizes, Pools};
 use super::programs::Programs;
-use super::slots::Slots;
+use super::slots::{Keeper, Slots};
 use super::spawners::Spawners;
 
 /// What a host is to be begun with.
@@ -141,11 +141,10 @@ impl ShimHost {
         disk::sweep(&layout.data_dir);
         let pools = Pools::start(&layout, config.pools, maker(&layout, &instance, config.disks)?)?;
         let launches = Launches::default();
+        let keeper = Keeper { program: config.keeper_program, groups: cgroups.clone() };
         let slots = match config.network {
-            Some(network) => {
-                Slots::open(&layout, &instance, network.subnet, &config.keeper_program)
-            }
-            None => Slots::not_offered(&layout, &instance, &config.keeper_program),
+            Some(network) => Slots::open(&layout, &instance, network.subnet, &keeper),
+            None => Slots::not_offered(&layout, &instance, &keeper),
         };
         let slots = Arc::new(slots);
         let host =
@@ -185,6 +184,12 @@ impl ShimHost {
     #[must_use]
     pub fn spawner_pids(&self) -> Vec<i32> {
         self.spawners.pids()
+    }
+
+    /// Whether a server of this data directory has left a network on this machine.
+    #[must_use]
+    pub fn has_network(data_dir: &Path) -> bool {
+        Slots::are_in(data_dir)
     }
 
     /// The network for sandboxes, or why there is none.

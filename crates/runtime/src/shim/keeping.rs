@@ -10,6 +10,7 @@ use atoll_keeper::{
     KeeperClient, KeeperError, Member, Port, PortHold, ResolverPlace, StartOptions,
 };
 use atoll_model::causes::with_causes;
+use atoll_sys::cgroup::{CgroupError, CgroupRoot};
 
 /// Between attempts to begin a keeper, where none stays alive: first and longest pause.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
@@ -20,6 +21,8 @@ pub(super) struct Keeping(Arc<Shared>);
 struct Shared {
     options: StartOptions,
     resolver: ResolverPlace,
+    /// Where the keeper belongs: it outlives the service that this server may be.
+    groups: CgroupRoot,
     state: Mutex<State>,
     /// It is over.
     ending: Condvar,
@@ -37,11 +40,13 @@ impl Keeping {
     pub(super) fn start(
         options: StartOptions,
         resolver: ResolverPlace,
+        groups: CgroupRoot,
         members: Vec<Member>,
     ) -> Result<Self, KeeperError> {
         let members = members.into_iter().map(|it| (it.uid.clone(), it)).collect();
         let state = Mutex::new(State { members, ..State::default() });
-        let shared = Arc::new(Shared { options, resolver, state, ending: Condvar::new() });
+        let ending = Condvar::new();
+        let shared = Arc::new(Shared { options, resolver, groups, state, ending });
         warn_of(Shared::attach(&shared, &mut shared.state())?);
         Ok(Self(shared))
     }
@@ -141,6 +146,9 @@ impl Shared {
     ) -> Result<Vec<(String, KeeperError)>, KeeperError> {
         state.client = None;
         let client = Arc::new(KeeperClient::start_or_attach(&shared.options)?);
+        if let Err(error) = shared.place(&client) {
+            tracing::warn!(error = with_causes(&error), "the keeper stays in this service's group");
+        }
         if let Err(error) = client.resolve(Some(&shared.resolver)) {
             // Sandboxes without names are no reason to leave them without ports.
             tracing::error!(error = with_causes(&error), "sandboxes cannot resolve names");
@@ -160,6 +168,10 @@ impl Shared {
             tracing::warn!(%error, "the network keeper is not watched");
         }
         Ok(refused)
+    }
+
+    fn place(&self, keeper: &KeeperClient) -> Result<(), CgroupError> {
+        self.groups.create_own("network-keeper")?.attach(keeper.pid().cast_signed())
     }
 
     /// Begins another keeper when this one ends, unless somebody has, or it is over.

@@ -14,6 +14,7 @@ use atoll_model::causes::with_causes;
 use atoll_network::{
     KnownSlot, Network, OpenOptions, Policy, PublishedPort, Reach, Slot, SlotNumber, Subnet,
 };
+use atoll_sys::cgroup::CgroupRoot;
 use atoll_sys::network_namespace::PreparedNetwork;
 use atoll_wire::shim::{NetworkPlacement, NetworkPlan, PortPlan, PortProtocol, SandboxPlan};
 
@@ -24,11 +25,19 @@ use super::keeping::{Keeping, port_of};
 use super::ring_io::RingIo;
 
 /// Why sandboxes have loopback only.
-const NOT_OFFERED: &str = "the server was started without --network";
+const NOT_OFFERED: &str = "the server was started with --network=off";
 /// SOURCE: RFC 1035, 4.2.
 const NAMES_PORT: u16 = 53;
 /// Slots that are kept ready (guess: most sandboxes of a burst have no network).
 const READY: usize = 4;
+
+/// How the instance's keeper is begun.
+pub(super) struct Keeper {
+    /// A program whose `main` calls `atoll_keeper::program_main`.
+    pub(super) program: std::path::PathBuf,
+    /// The instance's groups: it gets one of its own.
+    pub(super) groups: CgroupRoot,
+}
 
 /// The instance's network, or why there is none.
 pub(super) struct Slots {
@@ -136,10 +145,15 @@ impl Slots {
         Self { shared: Err(why.into()), offered: false, keeper: Mutex::new(None) }
     }
 
+    /// Whether a server of this data directory has left a network.
+    pub(super) fn are_in(data_dir: &Path) -> bool {
+        Network::is_in(&network_directory(data_dir))
+    }
+
     /// For a server that offers no network: one that an earlier server left is taken over all the same, so that what still runs in it keeps
     /// it, and so that it is taken down in the end.
-    pub(super) fn not_offered(layout: &Layout, instance: &str, keeper: &Path) -> Self {
-        if Network::is_in(&network_directory(&layout.data_dir)) {
+    pub(super) fn not_offered(layout: &Layout, instance: &str, keeper: &Keeper) -> Self {
+        if Self::are_in(&layout.data_dir) {
             return Self { offered: false, ..Self::open(layout, instance, None, keeper) };
         }
         Self::none(NOT_OFFERED)
@@ -150,7 +164,7 @@ impl Slots {
         layout: &Layout,
         instance: &str,
         subnet: Option<Subnet>,
-        keeper: &Path,
+        keeper: &Keeper,
     ) -> Self {
         match Self::begin(layout, instance, subnet, keeper) {
             Ok(slots) => slots,
@@ -162,7 +176,7 @@ impl Slots {
         layout: &Layout,
         instance: &str,
         subnet: Option<Subnet>,
-        keeper: &Path,
+        keeper: &Keeper,
     ) -> Result<Self, String> {
         let taken = known_places(layout);
         let known: Vec<KnownSlot> = taken.values().map(known_slot).collect();
@@ -387,7 +401,7 @@ fn unreachable(uid: &str, message: String) -> RuntimeError {
 fn begin_keeping(
     layout: &Layout,
     network: &Network,
-    program: &Path,
+    keeper: &Keeper,
     taken: &HashMap<String, Place>,
 ) -> Result<Keeping, KeeperError> {
     let subnet = network.subnet();
@@ -405,7 +419,8 @@ fn begin_keeping(
         member
     };
     let members = taken.iter().map(member).collect();
-    Keeping::start(StartOptions::new(program, &layout.data_dir), resolver, members)
+    let options = StartOptions::new(&keeper.program, &layout.data_dir);
+    Keeping::start(options, resolver, keeper.groups.clone(), members)
 }
 
 /// The places of sandboxes that have not ended, by their directories.

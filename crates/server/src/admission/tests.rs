@@ -100,7 +100,7 @@ fn what_would_not_be_enforced_is_refused_as_such() {
     it.spec.readiness_probe = Some(probe("tcp"));
     let problems = admit(&it, &offer()).unwrap_err();
     assert_eq!(problems.len(), 3);
-    assert!(problems.iter().all(|it| it.not_enforced && it.message.contains("not yet enforced")));
+    assert!(problems.iter().all(|it| it.not_enforced && it.message.contains("cannot be enforced")));
 }
 
 fn probe(protocol: &str) -> rest::ProbeSpec {

@@ -30,6 +30,8 @@ pub use stats::CgroupStats;
 
 /// The directory below each mount that all instances of atoll share.
 const SHARED_GROUP: &str = "atoll";
+/// Begins the names of an instance's own groups, and of no sandbox's.
+const OWN_PREFIX: char = '+';
 /// How often making an instance's group is begun again when the shared group vanishes (guess: each takes another instance
 /// that ends in the same microseconds).
 const SHARED_GROUP_RACES: usize = 16;
@@ -210,6 +212,14 @@ impl CgroupRoot {
         Ok(Cgroup { groups: container })
     }
 
+    /// Makes (or finds) a group for a program of the instance itself: no sandbox's, and gone with the instance's.
+    pub fn create_own(&self, program: &str) -> Result<Cgroup, CgroupError> {
+        check_name(program)?;
+        let groups = self.groups.join(&format!("{OWN_PREFIX}{program}"));
+        groups.make()?;
+        Ok(Cgroup { groups })
+    }
+
     /// The handle of a group that may or may not exist, for adoption and clean-up; makes nothing.
     pub fn find(&self, sandbox_uid: &str, child: Option<&str>) -> Result<Cgroup, CgroupError> {
         check_name(sandbox_uid)?;
@@ -227,14 +237,22 @@ impl CgroupRoot {
         for group in self.groups.distinct() {
             uids.extend(files::child_groups(&group.dir)?);
         }
+        uids.retain(|name| !name.starts_with(OWN_PREFIX));
         uids.sort_unstable();
         uids.dedup();
         Ok(uids)
     }
 
-    /// Removes the instance's own, empty group, and the shared one when no other instance is left. Fails at once when a
-    /// sandbox's group is still there ([`list`](Self::list) names it).
+    /// Removes the instance's own groups, with what runs in them, and the shared one when no other instance is left. Fails at once when
+    /// a sandbox's group is still there ([`list`](Self::list) names it).
     pub fn remove(&self) -> Result<(), CgroupError> {
+        for group in self.groups.distinct() {
+            for name in files::child_groups(&group.dir)? {
+                if name.starts_with(OWN_PREFIX) {
+                    Cgroup { groups: self.groups.join(&name) }.remove()?;
+                }
+            }
+        }
         for group in self.groups.distinct() {
             match std::fs::remove_dir(&group.dir) {
                 Err(source) if source.kind() != std::io::ErrorKind::NotFound => {

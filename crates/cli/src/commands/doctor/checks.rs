@@ -114,7 +114,7 @@ fn gvisor(probe: &Path) -> Check {
 
 fn egress() -> Check {
     match container_host::egress() {
-        Ok(()) => Check::good("egress", "nftables, for a server with --network"),
+        Ok(()) => Check::good("egress", "nftables"),
         Err(why) => {
             Check::bad("egress", Verdict::Limited, "not there", "sandboxes have loopback only", why)
         }
