@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::egress::Grant;
 use crate::ids::{ContainerName, VolumeName};
 use crate::image_reference::ImageReference;
 use crate::ports::PortProtocol;
@@ -59,6 +60,8 @@ pub struct SandboxSpec {
     pub shm_size: Option<Bytes>,
     /// What it may reach and who may reach it.
     pub network: Network,
+    /// Destinations that it may reach besides.
+    pub grants: Vec<Grant>,
     /// Its ports that are reached through this host, while it is ready.
     pub ports: Vec<Port>,
     /// Labels that its node must have.

@@ -18,6 +18,7 @@
 
 mod elements;
 mod error;
+mod foreign;
 mod namespace;
 mod network;
 mod policy;
@@ -29,7 +30,8 @@ mod uplink;
 mod watch;
 
 pub use error::NetworkError;
-pub use network::{Inventory, KnownSlot, Network, OpenOptions, probe};
+pub use foreign::ClosedChain;
+pub use network::{Inventory, KnownSlot, Network, OpenOptions, closed_chains, probe};
 pub use policy::{Grant, Policy, Protocol, PublishedPort, Reach};
 pub use rules::MAX_CONNECTIONS;
 pub use slot::Slot;

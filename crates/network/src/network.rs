@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::elements::{Change, Element, Row, RuleSocket, was_absent};
 use crate::error::NetworkError;
+use crate::foreign::{self, ClosedChain};
 use crate::namespace::{Namespace, on_a_thread};
 use crate::policy::{Policy, PublishedPort, doors, existence, permissions, signs};
 use crate::route::{InterfaceIndex, RouteSocket};
@@ -119,6 +120,16 @@ pub fn probe() -> Result<(), NetworkError> {
         rules::load(&namespace, &rules::ring(&subnet, &[]))?;
         rules::load(&namespace, &rules::host(&HostNames::of("probe"), &subnet, &[]))
     })
+}
+
+/// The chains of the calling thread's host that refuse to forward what none of their rules accepts, and that atoll leaves closed.
+///
+/// # Errors
+/// `nft` is missing.
+pub fn closed_chains() -> Result<Vec<ClosedChain>, NetworkError> {
+    let mut closed = foreign::closed(&Namespace::current()?)?;
+    closed.retain(|chain| !chain.is_shared());
+    Ok(closed)
 }
 
 impl Network {
@@ -247,6 +258,7 @@ impl Network {
     /// # Errors
     /// [`NetworkError::UnknownSlot`], or what the kernel refused: the slot stays closed.
     pub fn admit(&self, number: SlotNumber, policy: &Policy) -> Result<(), NetworkError> {
+        let own = self.shared.subnet.slot(number);
         let mut state = self.shared.state();
         let (index, before) = {
             let slot = state.slot(number)?;
@@ -254,9 +266,9 @@ impl Network {
         };
         let mut changes: Vec<Change> = Vec::new();
         if let Some(before) = &before {
-            changes.extend(permissions(index, before).into_iter().map(Change::Remove));
+            changes.extend(permissions(index, &own, before).into_iter().map(Change::Remove));
         }
-        changes.extend(permissions(index, policy).into_iter().map(Change::Add));
+        changes.extend(permissions(index, &own, policy).into_iter().map(Change::Add));
         state.ring_rules.apply(RING_TABLE, changes)?;
         state.slot(number)?.policy = Some(policy.clone());
         Ok(())
@@ -313,7 +325,7 @@ impl Network {
         let Some(slot) = state.slots.get(&number) else { return Ok(()) };
         let index = slot.index;
         let mut elements = existence(index, &own);
-        elements.extend(slot.policy.iter().flat_map(|policy| permissions(index, policy)));
+        elements.extend(slot.policy.iter().flat_map(|policy| permissions(index, &own, policy)));
         // First the interface: without it the rules let nothing through, and its number may come again.
         state.ring_routes.remove(index)?;
         for set in ["connections", "visitors"] {
@@ -355,6 +367,7 @@ impl Network {
         self.watch.stop();
         let names = &self.shared.names;
         let unloaded = rules::load(&self.shared.host, &rules::unloading(&names.table));
+        let unloaded = unloaded.and(foreign::withdraw(&self.shared.host, &names.uplink));
         let removed = self.shared.host.inside(|| uplink::remove(&mut RouteSocket::open()?, names));
         let path = ring_path(&self.shared.directory);
         unloaded.and(removed).and(Namespace::remove_ring(&path))?;
@@ -380,7 +393,9 @@ impl Shared {
         for (number, slot) in &state.slots {
             let own = self.subnet.slot(*number);
             elements.extend(existence(slot.index, &own));
-            elements.extend(slot.policy.iter().flat_map(|policy| permissions(slot.index, policy)));
+            elements.extend(
+                slot.policy.iter().flat_map(|policy| permissions(slot.index, &own, policy)),
+            );
             elements.extend(doors(&own, &slot.published));
         }
         rules::load(&self.ring, &rules::ring(&self.subnet, &elements))
@@ -394,6 +409,11 @@ impl Shared {
         };
         let elements: Vec<Element> = state.slots.iter().flat_map(published).collect();
         rules::load(&self.host, &rules::host(&self.names, &self.subnet, &elements))
+    }
+
+    /// Lets the uplink pass where other tools refuse to forward. Gives the chains that stay closed.
+    pub(crate) fn pass_foreign_chains(&self) -> Result<Vec<ClosedChain>, NetworkError> {
+        foreign::let_through(&self.host, &self.names.uplink)
     }
 
     /// Whether the host still has the instance's table.

@@ -86,22 +86,25 @@ pub(crate) fn existence(index: InterfaceIndex, own: &Addresses) -> Vec<Element> 
 }
 
 /// What a policy lets through.
-pub(crate) fn permissions(index: InterfaceIndex, policy: &Policy) -> Vec<Element> {
+pub(crate) fn permissions(index: InterfaceIndex, own: &Addresses, policy: &Policy) -> Vec<Element> {
     let chain = match policy.reach {
         Reach::Isolated => "isolated",
         Reach::World => "world",
     };
     let slot = Element::to("slots", Row::default().interface(index), Value::Chain(chain));
     let grant = |grant: &Grant| {
+        let (set, source) = match grant.addresses.start() {
+            IpAddr::V4(_) => ("grants4", IpAddr::from(own.ipv4)),
+            IpAddr::V6(_) => ("grants6", IpAddr::from(own.ipv6)),
+        };
         let row = |address: IpAddr, port| {
             Row::default()
-                .interface(index)
+                .address(source)
                 .address(address)
                 .protocol(grant.protocol.number())
                 .port(port)
         };
         let (first, last) = (*grant.addresses.start(), *grant.addresses.end());
-        let set = if first.is_ipv4() { "grants4" } else { "grants6" };
         let mut element = Element::of(set, row(first, *grant.ports.start()));
         element.last = Some(row(last, *grant.ports.end()));
         element

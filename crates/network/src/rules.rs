@@ -81,15 +81,24 @@ fn with_elements(text: &str, sets: &[&str], elements: &[Element]) -> String {
 
 /// Gives `nft` a text, in a namespace; all of it holds afterwards, or nothing of it.
 pub(crate) fn load(namespace: &Namespace, text: &str) -> Result<(), NetworkError> {
+    run(namespace, &["-f", "-"], text).map(drop)
+}
+
+/// What `nft` answers to a question.
+pub(crate) fn list(namespace: &Namespace, arguments: &[&str]) -> Result<String, NetworkError> {
+    run(namespace, arguments, "")
+}
+
+fn run(namespace: &Namespace, arguments: &[&str], text: &str) -> Result<String, NetworkError> {
     namespace.inside(|| {
-        let failed = || NetworkError::kernel("load rules with nft");
+        let failed = || NetworkError::kernel("run nft");
         let mut nft = Command::new("nft")
-            .args(["-f", "-"])
+            .args(arguments)
             .env_clear()
             .env("PATH", TOOL_PATH)
             .env("LC_ALL", "C")
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| NetworkError::Unavailable {
@@ -100,7 +109,7 @@ pub(crate) fn load(namespace: &Namespace, text: &str) -> Result<(), NetworkError
         }
         let output = nft.wait_with_output().map_err(failed())?;
         if output.status.success() {
-            return Ok(());
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let said: String = String::from_utf8_lossy(&output.stderr).chars().take(600).collect();
         Err(NetworkError::Unavailable {

@@ -12,6 +12,7 @@ use netlink_sys::{Socket, SocketAddr};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::error::NetworkError;
+use crate::foreign::ClosedChain;
 use crate::network::Shared;
 use crate::route::RouteSocket;
 
@@ -85,6 +86,7 @@ fn run(
     // Once at the beginning: something may have changed before anybody listened.
     let (mut look_at_addresses, mut look_at_rules) = (true, true);
     let mut failed = false;
+    let mut told = Vec::new();
     loop {
         if look_at_addresses || look_at_rules {
             failed = false;
@@ -105,6 +107,15 @@ fn run(
                 failed = true;
             }
         }
+        if look_at_rules {
+            match shared.pass_foreign_chains() {
+                Ok(closed) => tell_of(closed, &mut told),
+                Err(error) => {
+                    tracing::warn!(%error, "other tools' rules may keep sandboxes from the world");
+                    failed = true;
+                }
+            }
+        }
         let timeout = failed.then_some(PAUSE);
         let Some(woken) = wait(stop, addresses, rules, timeout) else { return };
         if wait_out_the_burst(stop) {
@@ -112,6 +123,19 @@ fn run(
         }
         look_at_addresses = drain(addresses) || woken.timed_out;
         look_at_rules = drain(rules) || woken.timed_out;
+    }
+}
+
+/// Once for each set of chains.
+fn tell_of(closed: Vec<ClosedChain>, told: &mut Vec<ClosedChain>) {
+    if closed != *told {
+        for chain in &closed {
+            tracing::warn!(
+                %chain,
+                "a chain of another tool refuses to forward: unless its rules let sandboxes pass they reach no world, and no visitor them"
+            );
+        }
+        *told = closed;
     }
 }
 

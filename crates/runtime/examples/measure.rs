@@ -191,6 +191,7 @@ fn plan(number: usize, layer: &Path) -> SandboxPlan {
         shm_bytes: 64 * MIB,
         boost_millis: 0,
         network: atoll_wire::shim::NetworkPlan::Loopback,
+        grants: Vec::new(),
         ports: Vec::new(),
     }
 }

@@ -104,10 +104,14 @@ pub fn report(data_dir: &Path, disks_choice: DiskChoice) -> HostReport {
 
 /// Whether sandboxes can have a network here (egress, published ports, probes), found by trying its rules.
 ///
+/// Gives the chains of other tools that refuse to forward, and that atoll leaves as they are.
+///
 /// # Errors
 /// What is missing and what to do.
-pub fn egress() -> Result<(), String> {
-    atoll_network::probe().map_err(|error| with_causes(&error))
+pub fn egress() -> Result<Vec<String>, String> {
+    let found = atoll_network::probe().and_then(|()| atoll_network::closed_chains());
+    let closed = found.map_err(|error| with_causes(&error))?;
+    Ok(closed.iter().map(ToString::to_string).collect())
 }
 
 /// Whether layers below `data_dir` can be shown under a sandbox's own ids.

@@ -7,6 +7,7 @@ mod network;
 
 use std::collections::BTreeMap;
 
+use atoll_model::egress::Grant;
 use atoll_model::ids::{SandboxName, VolumeName};
 use atoll_model::spec::{Class, Container, Network, ReadinessProbe, SandboxSpec, Volume};
 use atoll_model::units::Bytes;
@@ -28,6 +29,8 @@ pub(crate) struct Offer {
     pub(crate) missing: Vec<(Class, String)>,
     /// A network for sandboxes, or why there is none.
     pub(crate) network: Result<(), String>,
+    /// Private destinations that sandboxes may ask for.
+    pub(crate) grants: Vec<Grant>,
 }
 
 /// A class that can be had.
@@ -59,6 +62,9 @@ pub(crate) fn admit(
     let class = class(&mut problems, request.spec.class.as_deref(), offer);
     let spec = specification(&mut problems, &request.spec, class);
     needs_of_network(&mut problems, &request.spec, class, offer);
+    if let Some(spec) = &spec {
+        network::refuse_grants(&mut problems, &spec.grants, &offer.grants);
+    }
     match (class, spec) {
         (Some(class), Some(spec)) if problems.is_empty() => {
             Ok(Admitted { name, class: class.class, spec })
@@ -141,8 +147,10 @@ fn specification(
     let volumes = volumes(problems, &spec.volumes);
     let containers = containers(problems, spec, class);
     let ports = network::ports(problems, &spec.ports);
+    let grants = network::grants(problems, &spec.egress_allow);
     let probes = probes(problems, spec);
-    let reached = !ports.is_empty() || probes.iter().any(ReadinessProbe::needs_network);
+    let reached =
+        !ports.is_empty() || !grants.is_empty() || probes.iter().any(ReadinessProbe::needs_network);
     Some(SandboxSpec {
         class: spec.class.as_deref().and_then(Class::from_name),
         ttl_seconds,
@@ -155,6 +163,7 @@ fn specification(
             (false, true) => Network::Isolated,
             (false, false) => Network::Loopback,
         },
+        grants,
         ports,
         node_selector,
         probes,
@@ -208,6 +217,9 @@ fn needs_of_network(
     };
     if spec.egress {
         problems.not_enforced("spec.egress", &format!("outbound traffic ({why})"));
+    }
+    if !spec.egress_allow.is_empty() {
+        problems.not_enforced("spec.egress_allow", &format!("outbound traffic ({why})"));
     }
     if !spec.ports.is_empty() {
         problems.not_enforced("spec.ports", &format!("published ports ({why})"));

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use atoll_model::egress::Grant;
 use atoll_model::ports::PortRange;
 use atoll_runtime::{Runtime, RuntimeClass, SandboxNetwork};
 
@@ -96,6 +97,8 @@ pub struct ServerConfig {
     pub node_labels: BTreeMap<String, String>,
     /// Ports of this host that may be published.
     pub port_range: PortRange,
+    /// Private destinations that sandboxes may ask for.
+    pub egress_grants: Vec<Grant>,
     /// Where images come from.
     pub images: Arc<dyn ImageSource>,
     /// Sandboxes that are begun at the same time, at most; others wait in order. `None`: 16.

@@ -55,7 +55,7 @@ pub async fn run(
     let listener = serve::Listener::bind(&config.listen).await?;
     let (store, bad) =
         store::Store::open(&config.data_dir.store_directory(), store::Limits::default())?;
-    let offer = offer(&config.runtimes, &config.missing_classes, config.network.clone());
+    let offer = offer(&config);
     let context = context(&config, store, &offer);
     recover::recover(&context, bad).await;
     for runtime in &config.runtimes {
@@ -146,12 +146,8 @@ fn class_of(class: RuntimeClass) -> Option<Class> {
 }
 
 /// Strongest first.
-fn offer(
-    runtimes: &[Arc<dyn Runtime>],
-    missing: &[(RuntimeClass, String)],
-    network: Result<(), String>,
-) -> admission::Offer {
-    let mut strongest: Vec<_> = runtimes.iter().collect();
+fn offer(config: &ServerConfig) -> admission::Offer {
+    let mut strongest: Vec<_> = config.runtimes.iter().collect();
     strongest.sort_by_key(|it| std::cmp::Reverse(it.class()));
     let class = |it: &Arc<dyn Runtime>| {
         let image_init = it.traits().image_init;
@@ -161,7 +157,8 @@ fn offer(
         |(class, why): &(RuntimeClass, String)| class_of(*class).map(|class| (class, why.clone()));
     admission::Offer {
         classes: strongest.into_iter().filter_map(class).collect(),
-        missing: missing.iter().filter_map(why).collect(),
-        network,
+        missing: config.missing_classes.iter().filter_map(why).collect(),
+        network: config.network.clone(),
+        grants: config.egress_grants.clone(),
     }
 }

@@ -1,16 +1,18 @@
 //! From a specification and its images to what a shim is to run. Pure: the same input gives the same plan.
 
+use atoll_model::egress::Grant;
 use atoll_model::ids::{SandboxName, SandboxUid};
 use atoll_model::spec::{Command, Container, Init, Network, SandboxSpec, Signal, Tmpfs};
 use atoll_model::units::Bytes;
 use atoll_sys::capabilities::CapabilitySet;
 use atoll_wire::guest::{ProcessSpec, TerminalSize};
 use atoll_wire::shim::{
-    self, ContainerLimits, ContainerPlan, NetworkPlan, SandboxPlan, TmpfsPlan, VolumeMountPlan,
-    VolumePlan,
+    self, ContainerLimits, ContainerPlan, GrantPlan, NetworkPlan, SandboxPlan, TmpfsPlan,
+    VolumeMountPlan, VolumePlan,
 };
 
 use crate::images::{ImageConfig, ResolvedImage, ResolvedUser};
+use crate::ports;
 
 /// Where programs are looked for when neither image nor user say so. SOURCE: what docker and containerd use.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -122,8 +124,17 @@ pub(crate) fn plan(
             Network::Isolated => NetworkPlan::Isolated,
             Network::World => NetworkPlan::World,
         },
+        grants: spec.grants.iter().map(plan_grant).collect(),
         ports: Vec::new(),
     })
+}
+
+fn plan_grant(grant: &Grant) -> GrantPlan {
+    GrantPlan {
+        addresses: grant.addresses.first()..=grant.addresses.last(),
+        protocol: ports::protocol_of(grant.protocol),
+        ports: grant.first_port..=grant.last_port,
+    }
 }
 
 /// The same for a sandbox that runs already, where a missing command does not matter any more.
@@ -146,6 +157,7 @@ pub(crate) fn plan_without_commands(
         shm_bytes: 0,
         boost_millis: 0,
         network: NetworkPlan::Loopback,
+        grants: Vec::new(),
         ports: Vec::new(),
     })
 }

@@ -189,13 +189,18 @@ impl Pages {
 /// What the runtime is to hold.
 pub(crate) fn plans(assigned: &[AssignedPort]) -> Vec<PortPlan> {
     let plan = |it: &AssignedPort| {
-        let protocol = match PortProtocol::from_name(&it.protocol)? {
-            PortProtocol::Tcp => shim::PortProtocol::Tcp,
-            PortProtocol::Udp => shim::PortProtocol::Udp,
-        };
+        let protocol = protocol_of(PortProtocol::from_name(&it.protocol)?);
         Some(PortPlan { protocol, host_port: it.host_port, container_port: it.container_port })
     };
     assigned.iter().filter_map(plan).collect()
+}
+
+/// The protocol's name for the runtime.
+pub(crate) const fn protocol_of(protocol: PortProtocol) -> shim::PortProtocol {
+    match protocol {
+        PortProtocol::Tcp => shim::PortProtocol::Tcp,
+        PortProtocol::Udp => shim::PortProtocol::Udp,
+    }
 }
 
 #[cfg(test)]

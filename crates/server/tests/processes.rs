@@ -38,6 +38,7 @@ fn serve_if_child() {
         sandbox_network: None,
         node_labels: std::collections::BTreeMap::new(),
         port_range: atoll_model::ports::DEFAULT_PORT_RANGE,
+        egress_grants: Vec::new(),
         images: Arc::new(FakeImages::default()),
         concurrent_launches: None,
         on_serving: Some(Box::new(|address| println!("serving {address}"))),

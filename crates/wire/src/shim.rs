@@ -26,7 +26,8 @@
 //! ([`ShimReply`]). After `Exec`, `Attach`, `Upload` and `Download` frames of [`crate::guest`] pass through in both directions, with
 //! stream number 0 and the same windows. After `Subscribe`, frames of [`EVENT_KIND`] ([`ShimEvent`]) follow. When a client closes, only its conversation ends.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -94,9 +95,23 @@ pub struct SandboxPlan {
     /// What it may reach and who may reach it.
     #[serde(default)]
     pub network: NetworkPlan,
+    /// Destinations that it may reach besides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grants: Vec<GrantPlan>,
     /// Ports of the host that lead into it, while it is ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortPlan>,
+}
+
+/// Ports of addresses that a sandbox may reach, whatever else it may not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantPlan {
+    /// First and last address, of one family.
+    pub addresses: RangeInclusive<IpAddr>,
+    /// Of which kind.
+    pub protocol: PortProtocol,
+    /// Ports, both ends included.
+    pub ports: RangeInclusive<u16>,
 }
 
 /// A published port.

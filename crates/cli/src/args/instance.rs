@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use atoll_model::egress::Grant;
 use atoll_model::ports::{DEFAULT_PORT_RANGE, PortRange};
 use atoll_runtime::disk::DiskChoice;
 use atoll_server::ListenAddress;
@@ -52,6 +53,11 @@ pub(crate) struct UpArgs {
     /// Ports of this host that sandboxes may publish
     #[arg(long, value_name = "FIRST-LAST", default_value_t = DEFAULT_PORT_RANGE)]
     pub(crate) port_range: PortRange,
+
+    /// Private addresses that sandboxes may reach when they ask for it (egress_allow): ADDRESS[/LENGTH]:PORT[-PORT][/udp], as in
+    /// 10.1.0.0/16:5432; may be given again
+    #[arg(long, value_name = "DESTINATION", env = "ATOLL_ALLOW_EGRESS", value_delimiter = ',')]
+    pub(crate) allow_egress: Vec<Grant>,
 
     /// The background half of --detach
     #[arg(long, hide = true)]

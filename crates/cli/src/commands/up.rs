@@ -45,6 +45,7 @@ fn flags(args: &UpArgs) -> Vec<String> {
         format!("--network={}", args.network.name()),
     ];
     flags.extend(args.node_label.iter().map(|(key, value)| format!("--node-label={key}={value}")));
+    flags.extend(args.allow_egress.iter().map(|grant| format!("--allow-egress={grant}")));
     flags.extend(args.enable_sim.then(|| "--enable-sim".to_owned()));
     flags
 }
@@ -117,6 +118,7 @@ async fn serve_until_told(
         sandbox_network: classes.host.map(|host| host as Arc<dyn SandboxNetwork>),
         node_labels: args.node_label.iter().cloned().collect(),
         port_range: args.port_range,
+        egress_grants: args.allow_egress.clone(),
         images,
         concurrent_launches: None,
         on_serving: Some(on_serving),

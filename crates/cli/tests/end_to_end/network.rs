@@ -40,6 +40,73 @@ fn names_are_resolved_for_who_has_egress_and_refused_at_once_for_others() {
     });
 }
 
+/// A sandbox that asks for a private destination, and waits.
+fn granted(class: &str, name: &str, egress: bool, cidr: &str, port: u16) -> String {
+    format!(
+        "kind: Sandbox
+id: {name}
+spec:
+  class: {class}
+  egress: {egress}
+  egress_allow: [{{cidr: {cidr}, port: {port}}}]
+  containers: [{{name: main, image: {IMAGE}, args: [sleep, '1000']}}]
+"
+    )
+}
+
+#[test]
+fn a_private_destination_is_open_to_whom_manifest_and_node_both_name_it() {
+    on_a_host("a_private_destination_is_open", |instance, class, _| {
+        let create = |text: String| {
+            instance.atoll_with_input(["create", "--wait", "-f", "-"], text.as_bytes())
+        };
+        create(granted(class, "inner", false, PRIVATE, 80)).succeeded();
+        create(granted(class, "both", true, PRIVATE, 80)).succeeded();
+        let connect = |name: &str, to: &str| {
+            let script = format!("echo | timeout 5 nc {to} 80");
+            instance.atoll(["exec", name, "--", "sh", "-c", &script]).text()
+        };
+        for _ in 0..2 {
+            for (name, to, is_open) in [
+                ("inner", PRIVATE, true),
+                ("inner", WORLD, false),
+                ("both", PRIVATE, true),
+                ("both", WORLD, true),
+            ] {
+                assert_eq!(connect(name, to).starts_with("hello"), is_open, "{name} {to}");
+            }
+            instance.kill_server();
+            instance.up();
+        }
+        let wide = create(granted(class, "wide", true, "192.168.0.0/16", 80));
+        wide.ended_with(1);
+        wide.complains("spec.egress_allow[0]").complains("--allow-egress 192.168.0.0/16:80/tcp");
+        let other = create(granted(class, "other", true, PRIVATE, 81));
+        other.complains("spec.egress_allow[0]");
+        let metadata = create(granted(class, "metadata", true, "169.254.169.254", 80));
+        metadata.complains("spec.egress_allow[0].cidr").complains("metadata");
+        for name in ["sandbox/inner", "sandbox/both"] {
+            instance.atoll(["delete", name]).succeeded();
+        }
+    });
+}
+
+/// A name of the world that leads to a private address is a name without one, but for whom that address is granted.
+#[test]
+fn a_name_leads_nobody_to_a_private_address() {
+    on_a_host("a_name_leads_nobody_to_a_private_address", |instance, class, _| {
+        let look_up = ["nslookup", "-type=a", "inner.example"];
+        let run = ["run", "--egress", "--class", class, IMAGE, "--"];
+        let rebound = instance.atoll(run.iter().chain(&look_up));
+        assert!(!rebound.text().contains(PRIVATE), "{rebound:?}");
+        let text = granted(class, "granted", true, PRIVATE, 80);
+        instance.atoll_with_input(["create", "--wait", "-f", "-"], text.as_bytes()).succeeded();
+        let found = instance.atoll(["exec", "granted", "--"].iter().chain(&look_up));
+        assert!(found.succeeded().contains(&format!("Address: {PRIVATE}")), "{found:?}");
+        instance.atoll(["delete", "sandbox/granted"]).succeeded();
+    });
+}
+
 #[test]
 fn a_sandbox_has_an_address_of_its_own_that_it_knows_and_the_status_shows() {
     on_a_host("a_sandbox_has_an_address_of_its_own", |instance, class, _| {

@@ -44,7 +44,8 @@ fn namespace() -> OwnedFd {
     rustix::fs::open("/proc/thread-self/ns/net", flags, rustix::fs::Mode::empty()).unwrap()
 }
 
-/// Answers every question for a name with the world's own address, in the calling thread's namespace.
+/// Answers every question for a name with the world's own address, in the calling thread's namespace; for one that begins with 'inner',
+/// with a private one.
 fn serve_names() {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)).unwrap();
     std::thread::spawn(move || {
@@ -53,13 +54,14 @@ fn serve_names() {
             // SOURCE: RFC 1035, 4.1: header, the question as it came, and one address for the name at offset 12.
             let name = question[12..count].iter().position(|byte| *byte == 0).unwrap();
             let asked = &question[12..12 + name + 5];
+            let address = if question[12..].starts_with(b"\x05inner") { PRIVATE } else { WORLD };
             let is_address = asked.ends_with(&[0, 1, 0, 1]);
             let mut answer = question[..2].to_vec();
             answer.extend([0x81, 0x80, 0, 1, 0, u8::from(is_address), 0, 0, 0, 0]);
             answer.extend(asked);
             if is_address {
                 answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-                answer.extend(WORLD.parse::<Ipv4Addr>().unwrap().octets());
+                answer.extend(address.parse::<Ipv4Addr>().unwrap().octets());
             }
             socket.send_to(&answer, from).unwrap();
         }
@@ -120,6 +122,8 @@ pub(crate) fn on_a_host(
         let world = move_to_a_host_with_a_world();
         let mut instance = Instance::not_started();
         instance.set_server_environment("ATOLL_NETWORK", "on");
+        // Allowed by the node; opened by a manifest that asks for it, and only there.
+        instance.set_server_environment("ATOLL_ALLOW_EGRESS", &format!("{PRIVATE}:80"));
         instance.up();
         import(&instance, archive);
         in_each_class_of(&instance, test, |instance, class| run(instance, class, &world));

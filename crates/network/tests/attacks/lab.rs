@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use atoll_network::{KnownSlot, Network, OpenOptions, Policy, Reach, Slot};
+use atoll_network::{Grant, KnownSlot, Network, OpenOptions, Policy, Reach, Slot};
 use atoll_sys::clone;
 use rustix::thread::UnshareFlags;
 
@@ -79,13 +79,18 @@ impl Space {
 
     /// Whether a datagram is answered by an [`Echo`].
     pub(crate) fn hears(&self, to: &str, port: u16) -> bool {
+        self.hears_of(to, port, b"echo")
+    }
+
+    /// The same of a datagram that may be larger than a packet.
+    pub(crate) fn hears_of(&self, to: &str, port: u16, datagram: &[u8]) -> bool {
         let to = SocketAddr::new(to.parse().unwrap(), port);
         self.inside(|| {
             let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
             let socket = UdpSocket::bind(any).unwrap();
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
-            let sent = socket.connect(to).is_ok() && socket.send(b"echo").is_ok();
-            sent && socket.recv(&mut [0; 16]).is_ok()
+            let sent = socket.connect(to).is_ok() && socket.send(datagram).is_ok();
+            sent && socket.recv(&mut vec![0; datagram.len()]).is_ok()
         })
     }
 
@@ -254,6 +259,15 @@ impl Lab {
 
     pub(crate) fn network(&self) -> &Network {
         self.network.as_ref().unwrap()
+    }
+
+    /// A sandbox that reaches nothing but what it is granted.
+    pub(crate) fn granted(&self, grants: Vec<Grant>) -> (Slot, Space) {
+        let slot = self.network().prepare_slot().unwrap();
+        let policy = Policy { reach: Reach::Isolated, grants };
+        self.network().admit(slot.number, &policy).unwrap();
+        let space = Space::of(&slot);
+        (slot, space)
     }
 
     /// A slot with a policy: a sandbox.

@@ -3,7 +3,7 @@
 use atoll_network::{KnownSlot, Protocol, PublishedPort, Reach};
 use std::io::{Read, Write};
 
-use crate::lab::{Echo, HOST4, Lab, WORLD4, comes_true, policy};
+use crate::lab::{Echo, HOST4, HOST6, Lab, WORLD4, WORLD6, comes_true, policy};
 
 const PORT: PublishedPort =
     PublishedPort { protocol: Protocol::Tcp, host_port: 20_000, slot_port: 80 };
@@ -63,6 +63,44 @@ fn a_foreign_flush_opens_nothing_and_is_mended() {
             lab.world.connects(HOST4, 20_000) && sandbox.connects(WORLD4, 80)
         });
     }
+}
+
+/// As Docker leaves a host: nothing may be forwarded that no rule of its own accepts.
+#[test]
+fn a_foreign_chain_that_refuses_to_forward_is_passed_and_opens_nothing() {
+    let Some(lab) = Lab::new("attacks::a_foreign_chain_that_refuses") else { return };
+    let (slot, sandbox) = lab.sandbox(Reach::World);
+    let (other, _space) = lab.sandbox(Reach::World);
+    let _servers =
+        [Echo::serve(&sandbox, 80), Echo::serve(&lab.host, 80), Echo::serve(&lab.world, 80)];
+    lab.network().publish(slot.number, &[PORT]).unwrap();
+    let ends = |family: &str, refused: &str| {
+        format!(
+            "nft add table {family} filter
+             nft add chain {family} filter FORWARD '{{ type filter hook forward priority 0; policy drop; }}'
+             nft add rule {family} filter FORWARD {family} daddr {refused} drop\n"
+        )
+    };
+    lab.host.sh(&(ends("ip", "9.9.9.9") + &ends("ip6", "2a00::9")));
+    comes_true("the uplink passes", || {
+        [WORLD4, WORLD6].iter().all(|to| sandbox.connects(to, 80))
+            && [HOST4, HOST6].iter().all(|to| lab.world.connects(to, 20_000))
+    });
+    for to in ["9.9.9.9", "2a00::9"] {
+        assert!(!sandbox.connects(to, 80), "{to}: a rule of the other tool holds");
+    }
+    for to in other.addresses.both() {
+        assert!(!sandbox.connects(&to.to_string(), 80), "{to}");
+    }
+    assert!(!lab.world.connects(&slot.addresses.ipv4.to_string(), 80), "nobody is routed in");
+    // One rule each way, however often it is looked at.
+    lab.host.sh("nft add table ip another; nft delete table ip another");
+    let rules =
+        || lab.host.sh("nft list chain ip filter FORWARD; nft list chain ip6 filter FORWARD");
+    assert_eq!(rules().matches("ifname \"at-").count(), 4, "{}", rules());
+    lab.network().remove().unwrap();
+    assert_eq!(rules().matches("ifname \"at-").count(), 0, "{}", rules());
+    assert!(rules().contains("9.9.9.9"));
 }
 
 #[test]

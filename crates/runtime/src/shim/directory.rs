@@ -380,6 +380,7 @@ mod tests {
             shm_bytes: 0,
             boost_millis: 0,
             network: NetworkPlan::World,
+            grants: Vec::new(),
             ports: Vec::new(),
         };
         let placement = Placement {

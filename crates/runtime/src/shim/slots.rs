@@ -12,11 +12,14 @@ use std::thread::JoinHandle;
 use atoll_keeper::{KeeperError, Member, Names, Port, ResolverPlace, StartOptions};
 use atoll_model::causes::with_causes;
 use atoll_network::{
-    KnownSlot, Network, OpenOptions, Policy, PublishedPort, Reach, Slot, SlotNumber, Subnet,
+    Grant, KnownSlot, Network, OpenOptions, Policy, Protocol, PublishedPort, Reach, Slot,
+    SlotNumber, Subnet,
 };
 use atoll_sys::cgroup::CgroupRoot;
 use atoll_sys::network_namespace::PreparedNetwork;
-use atoll_wire::shim::{NetworkPlacement, NetworkPlan, PortPlan, PortProtocol, SandboxPlan};
+use atoll_wire::shim::{
+    GrantPlan, NetworkPlacement, NetworkPlan, PortPlan, PortProtocol, SandboxPlan,
+};
 
 use crate::{HoldError, RuntimeError};
 
@@ -71,6 +74,7 @@ struct Stock {
 struct Place {
     number: SlotNumber,
     plan: NetworkPlan,
+    grants: Vec<GrantPlan>,
     ports: Vec<PortPlan>,
     /// Visitors are let in.
     is_open: bool,
@@ -80,14 +84,24 @@ impl Place {
     fn published(&self) -> Vec<PublishedPort> {
         let ports = if self.is_open { &self.ports[..] } else { &[] };
         let published = |port: &PortPlan| PublishedPort {
-            protocol: match port.protocol {
-                PortProtocol::Tcp => atoll_network::Protocol::Tcp,
-                PortProtocol::Udp => atoll_network::Protocol::Udp,
-            },
+            protocol: protocol_of(port.protocol),
             host_port: port.host_port,
             slot_port: port.container_port,
         };
         ports.iter().map(published).collect()
+    }
+
+    fn policy(&self) -> Policy {
+        let reach = match self.plan {
+            NetworkPlan::World => Reach::World,
+            NetworkPlan::Isolated | NetworkPlan::Loopback => Reach::Isolated,
+        };
+        let grant = |it: &GrantPlan| Grant {
+            addresses: it.addresses.clone(),
+            protocol: protocol_of(it.protocol),
+            ports: it.ports.clone(),
+        };
+        Policy { reach, grants: self.grants.iter().map(grant).collect() }
     }
 
     /// What is wanted of the keeper for it.
@@ -96,7 +110,9 @@ impl Place {
         member.addresses =
             Some(atoll_keeper::Addresses { ipv4: addresses.ipv4, ipv6: addresses.ipv6 });
         member.names = match self.plan {
-            NetworkPlan::World => Names::Forward { granted: Vec::new() },
+            NetworkPlan::World => Names::Forward {
+                granted: self.grants.iter().map(|grant| grant.addresses.clone()).collect(),
+            },
             NetworkPlan::Isolated | NetworkPlan::Loopback => Names::Refuse,
         };
         member.ports =
@@ -222,11 +238,17 @@ impl Slots {
             Some(slot) => slot,
             None => shared.network.prepare_slot().map_err(|error| failed(with_causes(&error)))?,
         };
-        let (uid, ports) = (&plan.uid, plan.ports.clone());
-        let place = Place { number: slot.number, plan: plan.network, ports, is_open: false };
+        let uid = &plan.uid;
+        let place = Place {
+            number: slot.number,
+            plan: plan.network,
+            grants: plan.grants.clone(),
+            ports: plan.ports.clone(),
+            is_open: false,
+        };
         shared.stock().taken.insert(uid.clone(), place.clone());
         let opened = shared.tell_keeper(uid, &place).and_then(|()| {
-            let admitted = shared.network.admit(slot.number, &policy(plan.network));
+            let admitted = shared.network.admit(slot.number, &place.policy());
             admitted.map_err(|error| with_causes(&error))
         });
         if let Err(why) = opened {
@@ -364,12 +386,11 @@ impl Slots {
     }
 }
 
-fn policy(plan: NetworkPlan) -> Policy {
-    let reach = match plan {
-        NetworkPlan::World => Reach::World,
-        NetworkPlan::Isolated | NetworkPlan::Loopback => Reach::Isolated,
-    };
-    Policy { reach, grants: Vec::new() }
+const fn protocol_of(protocol: PortProtocol) -> Protocol {
+    match protocol {
+        PortProtocol::Tcp => Protocol::Tcp,
+        PortProtocol::Udp => Protocol::Udp,
+    }
 }
 
 /// Where the network keeps its mount and its record.
@@ -435,16 +456,12 @@ fn known_places(layout: &Layout) -> HashMap<String, Place> {
         }
         let number = SlotNumber(placement.slot);
         let is_open = directory.published().exists();
-        let (plan, ports) = (launch.plan.network, launch.plan.ports);
-        taken.insert(uid, Place { number, plan, ports, is_open });
+        let (plan, grants, ports) = (launch.plan.network, launch.plan.grants, launch.plan.ports);
+        taken.insert(uid, Place { number, plan, grants, ports, is_open });
     }
     taken
 }
 
 fn known_slot(place: &Place) -> KnownSlot {
-    KnownSlot {
-        number: place.number,
-        policy: Some(policy(place.plan)),
-        published: place.published(),
-    }
+    KnownSlot { number: place.number, policy: Some(place.policy()), published: place.published() }
 }

@@ -239,6 +239,7 @@ impl Bench {
             shm_bytes: 4 * MIB,
             boost_millis: 0,
             network: atoll_wire::shim::NetworkPlan::Loopback,
+            grants: Vec::new(),
             ports: Vec::new(),
         }
     }

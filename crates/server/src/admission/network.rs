@@ -1,7 +1,8 @@
-//! What a specification says of its network: published ports and probes.
+//! What a specification says of its network: private destinations, published ports and probes.
 
 use std::time::Duration;
 
+use atoll_model::egress::{Cidr, Grant, MAX_GRANTS, first_refused};
 use atoll_model::ids::ContainerName;
 use atoll_model::ports::PortProtocol;
 use atoll_model::probe::{Check, Probe};
@@ -27,12 +28,7 @@ pub(super) fn ports(problems: &mut Problems, wanted: &[rest::PortSpec]) -> Vec<P
     }
     let one = |(index, port): (usize, &rest::PortSpec)| {
         let at = |field: &str| format!("spec.ports[{index}].{field}");
-        let protocol = port.protocol.as_deref().unwrap_or("tcp");
-        let Some(protocol) = PortProtocol::from_name(protocol) else {
-            let message = format!("{} is neither tcp nor udp", rules::shown(protocol));
-            problems.add(at("protocol"), message);
-            return None;
-        };
+        let protocol = protocol(problems, at("protocol"), port.protocol.as_deref())?;
         let container_port = number(problems, &at("container_port"), port.container_port)?;
         let published_port = match port.published_port {
             Some(port) => Some(number(problems, &at("published_port"), port)?),
@@ -41,6 +37,47 @@ pub(super) fn ports(problems: &mut Problems, wanted: &[rest::PortSpec]) -> Vec<P
         Some(Port { protocol, container_port, published_port })
     };
     wanted.iter().enumerate().filter_map(one).collect()
+}
+
+/// Private destinations, as they are written; whether the node allows them is another question.
+pub(super) fn grants(problems: &mut Problems, wanted: &[rest::EgressSpec]) -> Vec<Grant> {
+    if wanted.len() > MAX_GRANTS {
+        let message = format!("are {}, at most {MAX_GRANTS} are allowed", wanted.len());
+        problems.add("spec.egress_allow", message);
+        return Vec::new();
+    }
+    let one = |(index, wanted): (usize, &rest::EgressSpec)| {
+        let at = |field: &str| format!("spec.egress_allow[{index}].{field}");
+        let addresses = problems.take(&at("cidr"), Cidr::parse(&wanted.cidr));
+        let protocol = protocol(problems, at("protocol"), wanted.protocol.as_deref());
+        let first_port = number(problems, &at("port"), wanted.port)?;
+        let last_port = number(problems, &at("end_port"), wanted.end_port.unwrap_or(wanted.port))?;
+        if last_port < first_port {
+            problems.add(at("end_port"), format!("is below port {first_port}"));
+        }
+        Some(Grant { addresses: addresses?, protocol: protocol?, first_port, last_port })
+    };
+    wanted.iter().enumerate().filter_map(one).collect()
+}
+
+/// Tells the first private destination that the node's operator does not allow.
+pub(super) fn refuse_grants(problems: &mut Problems, wanted: &[Grant], allowed: &[Grant]) {
+    if let Some(index) = first_refused(wanted, allowed) {
+        let message = format!(
+            "leads to {grant}, which this node does not allow: start it with 'atoll up --allow-egress {grant}', or leave it out",
+            grant = wanted[index]
+        );
+        problems.add(format!("spec.egress_allow[{index}]"), message);
+    }
+}
+
+fn protocol(problems: &mut Problems, path: String, wanted: Option<&str>) -> Option<PortProtocol> {
+    let wanted = wanted.unwrap_or("tcp");
+    let protocol = PortProtocol::from_name(wanted);
+    if protocol.is_none() {
+        problems.add(path, format!("{} is neither tcp nor udp", rules::shown(wanted)));
+    }
+    protocol
 }
 
 /// The number of a port.

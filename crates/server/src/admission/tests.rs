@@ -9,6 +9,7 @@ fn offer() -> Offer {
         classes: vec![class(Class::Container, true), class(Class::Sim, false)],
         missing: vec![(Class::Gvisor, "runsc is not installed: apt install runsc".into())],
         network: Err("started without".into()),
+        grants: Vec::new(),
     }
 }
 
@@ -274,4 +275,43 @@ fn what_was_admitted_reads_again_even_when_its_class_is_gone() {
     it.spec.class = Some("container".into());
     let admitted = admit(&it, &offer()).unwrap();
     assert_eq!(read_admitted(&it.spec).unwrap(), admitted.spec);
+}
+
+#[test]
+fn private_destinations_must_be_allowed_by_the_node() {
+    let offer =
+        Offer { network: Ok(()), grants: vec!["10.0.0.0/8:5432".parse().unwrap()], ..offer() };
+    let admitted = |egress_allow: Vec<rest::EgressSpec>| {
+        let mut request = request(vec![container("main")]);
+        request.spec.egress_allow = egress_allow;
+        let problems = |problems: Vec<Problem>| problems.into_iter().map(|it| it.path).collect();
+        admit(&request, &offer).map_err(problems)
+    };
+    let one =
+        |cidr: &str, port: i64| rest::EgressSpec { cidr: cidr.into(), port, ..Default::default() };
+    let admitted_one = admitted(vec![one("10.1.2.3", 5432)]).unwrap();
+    assert_eq!(admitted_one.spec.network, Network::Isolated, "it has an address to come from");
+    assert_eq!(admitted_one.spec.grants.len(), 1);
+    for (wanted, path) in [
+        (one("10.1.2.3", 5433), "spec.egress_allow[0]"),
+        (one("11.0.0.0/8", 5432), "spec.egress_allow[0]"),
+        (one("10.1.2.3/8", 5432), "spec.egress_allow[0].cidr"),
+        (one("169.254.169.254", 5432), "spec.egress_allow[0].cidr"),
+        (one("x".repeat(5000).as_str(), 5432), "spec.egress_allow[0].cidr"),
+        (one("10.0.0.0/8", 0), "spec.egress_allow[0].port"),
+        (one("10.0.0.0/8", 70_000), "spec.egress_allow[0].port"),
+        (
+            rest::EgressSpec { end_port: Some(1), ..one("10.0.0.0/8", 5432) },
+            "spec.egress_allow[0].end_port",
+        ),
+        (
+            rest::EgressSpec { protocol: Some("icmp".into()), ..one("10.0.0.0/8", 5432) },
+            "spec.egress_allow[0].protocol",
+        ),
+    ] {
+        let problems: Vec<String> = admitted(vec![wanted]).unwrap_err();
+        assert_eq!(problems, [path]);
+    }
+    let many = vec![one("10.0.0.0/8", 5432); 33];
+    assert_eq!(admitted(many).unwrap_err(), ["spec.egress_allow"]);
 }

@@ -231,6 +231,7 @@ impl TestServer {
                 .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
                 .collect(),
             port_range: atoll_model::ports::DEFAULT_PORT_RANGE,
+            egress_grants: Vec::new(),
             images: Arc::clone(&images) as Arc<dyn ImageSource>,
             concurrent_launches: None,
             on_serving: Some(Box::new(move |address| told.send(address.to_owned()).unwrap())),

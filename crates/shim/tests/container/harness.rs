@@ -144,6 +144,7 @@ impl Prepared {
                 shm_bytes: 1 << 20,
                 boost_millis: 0,
                 network: atoll_wire::shim::NetworkPlan::Loopback,
+                grants: Vec::new(),
                 ports: Vec::new(),
             },
             placement: Placement {

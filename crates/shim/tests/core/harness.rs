@@ -187,6 +187,7 @@ impl Sandbox {
                 shm_bytes: 1 << 20,
                 boost_millis: 0,
                 network: atoll_wire::shim::NetworkPlan::Loopback,
+                grants: Vec::new(),
                 ports: Vec::new(),
             },
             placement: Placement {

@@ -57,9 +57,12 @@ pub struct SandboxSpec {
     /// `container`, `gvisor` or `sim`; the node's strongest when left out (atoll).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
-    /// Outbound traffic. Refused until the network is enforced.
+    /// Outbound traffic: to the world, and to nothing private or near. Needs a server with a network.
     #[serde(default)]
     pub egress: bool,
+    /// Private destinations besides, with or without `egress`; the node's operator must allow each (`atoll up --allow-egress`) (atoll).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress_allow: Vec<EgressSpec>,
     /// Seconds from creation to deletion; 0: never. A step of the wall clock moves it by nothing while the server runs; a server that is
     /// started again counts from the time of day that status `expire_at` names, but never longer than these seconds.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -91,6 +94,21 @@ pub struct SandboxSpec {
     /// Size of /dev/shm, a quantity; 64Mi or the memory limit, whichever is less, when left out (atoll).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shm_size: Option<String>,
+}
+
+/// Ports of private addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EgressSpec {
+    /// A network, or one address: `10.1.0.0/16`.
+    pub cidr: String,
+    /// 1 to 65535.
+    pub port: i64,
+    /// The last of a range that begins at `port`; `port` alone when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_port: Option<i64>,
+    /// `tcp` (default) or `udp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
 }
 
 /// A published port.

@@ -114,7 +114,14 @@ fn gvisor(probe: &Path) -> Check {
 
 fn egress() -> Check {
     match container_host::egress() {
-        Ok(()) => Check::good("egress", "nftables"),
+        Ok(closed) if closed.is_empty() => Check::good("egress", "nftables"),
+        Ok(closed) => Check::bad(
+            "egress",
+            Verdict::Limited,
+            format!("the chain {} of another tool refuses to forward", closed.join(", ")),
+            "sandboxes may reach no world, and no visitor them",
+            "let the interfaces at-* pass there, in and out: what may, atoll decides".to_owned(),
+        ),
         Err(why) => {
             Check::bad("egress", Verdict::Limited, "not there", "sandboxes have loopback only", why)
         }

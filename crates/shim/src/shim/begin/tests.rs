@@ -48,6 +48,7 @@ fn launch(names: &[&str]) -> Launch {
             shm_bytes: 0,
             boost_millis: 0,
             network: atoll_wire::shim::NetworkPlan::Loopback,
+            grants: Vec::new(),
             ports: Vec::new(),
         },
         placement: Placement {
