@@ -17,6 +17,7 @@ mod boosts;
 mod clients;
 mod command_line;
 mod data_directory;
+mod examples;
 mod files;
 mod host_processes;
 mod hostile_images;
