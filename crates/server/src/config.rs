@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use atoll_model::egress::Grant;
 use atoll_model::ports::PortRange;
+use atoll_model::rate::RateLimit;
 use atoll_runtime::{Runtime, RuntimeClass, SandboxNetwork};
 
 use crate::data_dir::{DataDir, DataDirError};
@@ -103,6 +104,8 @@ pub struct ServerConfig {
     pub images: Arc<dyn ImageSource>,
     /// Sandboxes that are begun at the same time, at most; others wait in order. `None`: 16.
     pub concurrent_launches: Option<usize>,
+    /// How often sandboxes may be created; `None`: as often as they are asked for.
+    pub create_limit: Option<RateLimit>,
     /// Called once clients can connect, with the address as in `server.json`.
     pub on_serving: Option<OnServing>,
 }

@@ -64,7 +64,14 @@ pub async fn run(
     let request_prefix = getrandom::u32().unwrap_or_default();
     let address = listener.address(&config.listen);
     let socket = address.strip_prefix("http://").and_then(|address| address.parse().ok());
-    let app = api::App::new(Arc::clone(&context), offer, socket, token, request_prefix);
+    let app = api::App::new(
+        Arc::clone(&context),
+        offer,
+        socket,
+        token,
+        request_prefix,
+        config.create_limit,
+    );
     let app = Arc::new(app);
     config.data_dir.write_server_record(&address)?;
     tracing::info!(address, version = VERSION, "serving");

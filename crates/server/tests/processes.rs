@@ -41,6 +41,7 @@ fn serve_if_child() {
         egress_grants: Vec::new(),
         images: Arc::new(FakeImages::default()),
         concurrent_launches: None,
+        create_limit: None,
         on_serving: Some(Box::new(|address| println!("serving {address}"))),
     };
     runtime.block_on(atoll_server::run(config, std::future::pending())).unwrap();

@@ -1,5 +1,6 @@
 //! Commands about the instance and the machine: up, down, doctor, version, completion.
 
+use std::num::NonZero;
 use std::time::Duration;
 
 use atoll_model::egress::Grant;
@@ -58,6 +59,14 @@ pub(crate) struct UpArgs {
     /// 10.1.0.0/16:5432; may be given again
     #[arg(long, value_name = "DESTINATION", env = "ATOLL_ALLOW_EGRESS", value_delimiter = ',')]
     pub(crate) allow_egress: Vec<Grant>,
+
+    /// Sandboxes that may be created in a second; more are answered 429 with Retry-After. No limit when left out
+    #[arg(long, value_name = "N", env = "ATOLL_CREATE_RATE")]
+    pub(crate) create_rate: Option<NonZero<u32>>,
+
+    /// Sandboxes that may be created at once after a rest; twice the rate when left out
+    #[arg(long, value_name = "N", env = "ATOLL_CREATE_BURST", requires = "create_rate")]
+    pub(crate) create_burst: Option<NonZero<u32>>,
 
     /// The background half of --detach
     #[arg(long, hide = true)]

@@ -47,6 +47,7 @@ pub(crate) struct CreateArgs {
 #[command(after_help = "Examples:
   atoll get sandboxes
   atoll get sandbox/work -o yaml
+  atoll get sandboxes -l app=web,tier!=test
   atoll get sandboxes --watch -o json")]
 pub(crate) struct GetArgs {
     /// sandbox, image or node; or one object as KIND/NAME
@@ -56,6 +57,10 @@ pub(crate) struct GetArgs {
     /// How to print it
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ListFormat::Table)]
     pub(crate) output: ListFormat,
+
+    /// Only those with these labels: KEY=VALUE, KEY!=VALUE, KEY or !KEY, several separated by commas
+    #[arg(short = 'l', long = "selector", value_name = "LABELS")]
+    pub(crate) labels: Option<String>,
 
     /// Go on and show changes as they happen
     #[arg(short, long)]

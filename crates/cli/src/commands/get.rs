@@ -13,12 +13,22 @@ use crate::output::{self, Cell, Colour, Styles, Table, age_since, human_bytes};
 /// Lists objects, or shows one.
 pub(super) async fn get(args: GetArgs, connection: &ConnectionArgs) -> Outcome {
     let client = connect(connection)?;
+    let lists_sandboxes =
+        args.selector.kind == ResourceKind::Sandbox && args.selector.name.is_none();
+    anyhow::ensure!(
+        args.labels.is_none() || lists_sandboxes,
+        "-l chooses among sandboxes: write `atoll get sandboxes -l {}`",
+        args.labels.as_deref().unwrap_or_default()
+    );
     if args.watch {
         return watch(&client, &args).await;
     }
     match (args.selector.kind, &args.selector.name) {
         (ResourceKind::Sandbox, None) => {
-            show_list(&client.sandboxes().await?, args.output, sandbox_table)
+            let path =
+                with_query("/api/v1/sandboxes", &[("label_selector", args.labels.as_deref())]);
+            let sandboxes: Items<Sandbox> = client.get(&path).await?;
+            show_list(&sandboxes, args.output, sandbox_table)
         }
         (ResourceKind::Sandbox, Some(name)) => {
             show_one(client.sandbox(name).await?, args.output, sandbox_table)
@@ -99,7 +109,8 @@ async fn watch(client: &Client, args: &GetArgs) -> Outcome {
         Some(name) => sandbox_path(name),
         None => "/api/v1/sandboxes".to_owned(),
     };
-    let path = with_query(&base, &[("watch", Some("true"))]);
+    let path =
+        with_query(&base, &[("watch", Some("true")), ("label_selector", args.labels.as_deref())]);
     let mut lines = client.lines(client.request(Method::GET, &path)).await?;
     let wide = args.output == ListFormat::Wide;
     let mut widths = Vec::new();

@@ -1,9 +1,11 @@
 //! `atoll up`: serves in the foreground, or starts a process that does and returns once it serves.
 
+use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use atoll_model::rate::RateLimit;
 use atoll_runtime::SandboxNetwork;
 use atoll_runtime::shim::NetworkConfig;
 use atoll_server::{DataDir, ServerConfig};
@@ -46,6 +48,8 @@ fn flags(args: &UpArgs) -> Vec<String> {
     ];
     flags.extend(args.node_label.iter().map(|(key, value)| format!("--node-label={key}={value}")));
     flags.extend(args.allow_egress.iter().map(|grant| format!("--allow-egress={grant}")));
+    flags.extend(args.create_rate.map(|it| format!("--create-rate={it}")));
+    flags.extend(args.create_burst.map(|it| format!("--create-burst={it}")));
     flags.extend(args.enable_sim.then(|| "--enable-sim".to_owned()));
     flags
 }
@@ -121,10 +125,20 @@ async fn serve_until_told(
         egress_grants: args.allow_egress.clone(),
         images,
         concurrent_launches: None,
+        create_limit: create_limit(args),
         on_serving: Some(on_serving),
     };
     atoll_server::run(config, stop).await?;
     Ok(())
+}
+
+/// How often sandboxes may be created. SOURCE: sandboxd-o's burst is twice its rate.
+fn create_limit(args: &UpArgs) -> Option<RateLimit> {
+    let per_second = args.create_rate?;
+    let burst = args
+        .create_burst
+        .unwrap_or_else(|| per_second.saturating_mul(NonZero::<u32>::MIN.saturating_add(1)));
+    Some(RateLimit { per_second, burst })
 }
 
 /// This machine's host name, as others can use it.

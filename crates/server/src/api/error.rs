@@ -1,12 +1,14 @@
 //! Every error of the API in one place: status, code, words, fields. Internal details go to the log, not to the client.
 
+use std::time::Duration;
+
 use atoll_model::causes::with_causes;
 use atoll_model::validate::Problem;
 use atoll_runtime::RuntimeError;
 use atoll_wire::rest::strict::DocumentError;
 use atoll_wire::rest::{ErrorBody, FieldError};
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::images::ImageSourceError;
@@ -18,6 +20,8 @@ use crate::store::{Gone, StoreError};
 pub(crate) struct ApiError {
     status: StatusCode,
     body: ErrorBody,
+    /// Seconds after which it is worth trying again.
+    retry_after: Option<u64>,
 }
 
 impl ApiError {
@@ -28,7 +32,7 @@ impl ApiError {
             fields: Vec::new(),
             request_id: String::new(),
         };
-        Self { status, body }
+        Self { status, body, retry_after: None }
     }
 
     pub(crate) fn malformed(message: impl Into<String>) -> Self {
@@ -64,6 +68,14 @@ impl ApiError {
 
     pub(crate) fn timeout(message: impl Into<String>) -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "timeout", message)
+    }
+
+    /// More creations than are allowed; in `wait` there will be room for one.
+    pub(crate) fn too_many(wait: Duration) -> Self {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let message = format!("sandboxes are created too fast: try again in {seconds} s");
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", message);
+        Self { retry_after: Some(seconds), ..error }
     }
 
     pub(crate) fn too_large(limit: usize) -> Self {
@@ -110,7 +122,11 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(self.body)).into_response()
+        let mut response = (self.status, Json(self.body)).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 

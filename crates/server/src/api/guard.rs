@@ -9,12 +9,15 @@ use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
+use tracing::Instrument;
 
 use super::App;
 use super::error::ApiError;
 
 /// Answers carry it, errors name it, the log has it.
 const REQUEST_ID: &str = "x-request-id";
+/// Longest id that a client may choose.
+const MAX_ID_BYTES: usize = 64;
 /// Longest error body that is given a request id.
 const MAX_ERROR_BYTES: usize = 1 << 20;
 
@@ -29,6 +32,14 @@ impl RequestIds {
         Self { prefix, next: AtomicU64::new(1) }
     }
 
+    /// The client's own, where it can be believed to be one, or a new one.
+    fn of(&self, request: &Request) -> String {
+        let given = request.headers().get(REQUEST_ID).and_then(|it| it.to_str().ok());
+        let sane = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        let good = |id: &&str| (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(sane);
+        given.filter(good).map_or_else(|| self.next(), str::to_owned)
+    }
+
     fn next(&self) -> String {
         format!("{:08x}-{}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed))
     }
@@ -36,10 +47,14 @@ impl RequestIds {
 
 /// The outermost layer.
 pub(crate) async fn pass(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let id = app.request_ids.next();
+    let id = app.request_ids.of(&request);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let response = match authorized(&app, &request) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            // Whatever is logged on the way names the request.
+            let span = tracing::info_span!("request", %method, path, request_id = id);
+            next.run(request).instrument(span).await
+        }
         Err(error) => error.into_response(),
     };
     let status = response.status();

@@ -10,7 +10,7 @@
 //! | GET `/api/v1/nodes`, `/api/v1/nodes/ID` | – | `Items<Node>`, `NodeEnvelope`: this machine, in sandboxd-o's shape |
 //! | POST `/api/v1/shutdown` | `Shutdown` | 202 `{"ok":true}`; the server ends afterwards |
 //! | POST `/api/v1/sandboxes` | `CreateSandbox` (JSON), or a `Manifest` (JSON, or YAML with content type `application/yaml`); `wait`, `timeout_seconds` | 201 `SandboxEnvelope` |
-//! | GET `/api/v1/sandboxes` | `label=K=V[,K=V]`; `watch`, `resource_version` | `Items<Sandbox>`, or lines of `WatchEvent<Sandbox>` |
+//! | GET `/api/v1/sandboxes` | `label_selector=K=V,K!=V,K,!K` (or `label`); `limit` (1 to 1000), `cursor`; `watch`, `resource_version` | `Page<Sandbox>` (all of them without `limit`), or lines of `WatchEvent<Sandbox>` |
 //! | GET `/api/v1/sandboxes/ID` | `wait`, `timeout_seconds`; or `watch` | `SandboxEnvelope`, with what the disks of a running one hold (`Deleted` for `wait=deleted`) |
 //! | PATCH `/api/v1/sandboxes/ID` | `PatchSandbox`: a new time to live, counted from now | `SandboxEnvelope`, once it is on disk |
 //! | DELETE `/api/v1/sandboxes/ID` | `wait=false` answers as soon as the deletion is recorded; `grace_seconds` (0) | 200 `Deleted`, once nothing is left of it |
@@ -22,7 +22,7 @@
 //! | GET `/api/v1/sandboxes/ID/files` | `container`, `path` (absolute) | `application/x-tar`: the file or directory as single top entry. An error on the way breaks the transfer off |
 //! | PUT `/api/v1/sandboxes/ID/files` | `container`, `path` (directory to unpack into), `user`; body: tar | 200 `{"ok":true}` |
 //! | GET `/api/v1/sandboxes/ID/processes` | `container` | `Items<Process>` |
-//! | GET `/api/v1/events` | `object=sandbox/ID`; `watch`, `resource_version` | `Items<Event>`, or lines of `WatchEvent<Event>` |
+//! | GET `/api/v1/events` | `object=sandbox/ID`; `limit`, `cursor`; `watch`, `resource_version` | `Page<Event>`, or lines of `WatchEvent<Event>` |
 //! | GET `/api/v1/images` | – | `Items<ImageInfo>` |
 //! | GET `/api/v1/images/inspect` | `reference` | `ImageInfo` with `config` |
 //! | DELETE `/api/v1/images` | `reference` | 200 `Deleted`; 409 while a sandbox uses it |
@@ -36,9 +36,12 @@
 //! `wait` is `running`, `ready`, `succeeded`, `failed`, `ended` or `deleted`: the answer comes as soon as that holds **or can no longer
 //! hold** (the client looks at the status), or with 408 (`timeout`) after `timeout_seconds` (30 when left out, 600 at most).
 //!
+//! An answer has an `X-Request-Id`: the client's own where it sent one of 1 to 64 letters, digits, `.`, `_` or `-`, else one of the
+//! server's. Errors and the log name it too.
+//!
 //! Codes: 400 `malformed` (not JSON or YAML, bad query), 401 `unauthorized`, 404 `not_found`, 405 `method_not_allowed`, 408 `timeout`,
 //! 409 `already_exists` or `conflict` (not in this state, in use), 410 `gone` (a watch from a version that is no longer kept: list
-//! again), 413 `too_large`, 422 `invalid` or `not_enforced` with `fields`, 429 `too_many`, 500 `internal`, 502 `image_pull`, 503 `unavailable` (its shim
+//! again), 413 `too_large`, 422 `invalid` or `not_enforced` with `fields`, 429 `too_many` (with `Retry-After`), 500 `internal`, 502 `image_pull`, 503 `unavailable` (its shim
 //! cannot be reached, or the server is ending).
 
 mod disks;
@@ -51,15 +54,18 @@ mod input;
 mod logs;
 mod node;
 mod nodes;
+mod paging;
 mod sandboxes;
 mod streams;
 mod wait;
 mod watching;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
+use atoll_model::rate::{RateLimit, TokenBucket};
 use atoll_model::spec::Class;
 use atoll_model::state::Cause;
 use atoll_runtime::LimitsScope;
@@ -84,6 +90,8 @@ pub(crate) struct App {
     since: String,
     token: String,
     request_ids: RequestIds,
+    creations: Option<Mutex<TokenBucket>>,
+    begun: Instant,
     refusing: AtomicBool,
     ended: watch::Sender<bool>,
 }
@@ -101,8 +109,10 @@ impl App {
         address: Option<SocketAddr>,
         token: String,
         request_prefix: u32,
+        create_limit: Option<RateLimit>,
     ) -> Self {
         let request_ids = RequestIds::new(request_prefix);
+        let creations = create_limit.map(|limit| Mutex::new(TokenBucket::new(limit)));
         Self {
             context,
             offer,
@@ -110,6 +120,8 @@ impl App {
             since: crate::time::now_text(),
             token,
             request_ids,
+            creations,
+            begun: Instant::now(),
             refusing: AtomicBool::new(false),
             ended: watch::Sender::new(false),
         }
@@ -136,6 +148,13 @@ impl App {
             return Err(ApiError::unavailable("the server is ending"));
         }
         Ok(())
+    }
+
+    /// Counts a creation, or refuses it where they are limited and come too fast.
+    fn refuse_too_many(&self) -> Result<(), ApiError> {
+        let Some(bucket) = &self.creations else { return Ok(()) };
+        let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        bucket.take(self.begun.elapsed()).map_err(ApiError::too_many)
     }
 
     fn limits_scope(&self, class: Class) -> Option<&'static str> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use atoll_model::spec::Class;
-use atoll_wire::rest::{API_VERSION, ClassInfo, Event, Items, NodeInfo, Shutdown, VersionInfo};
+use atoll_wire::rest::{API_VERSION, ClassInfo, Event, NodeInfo, Page, Shutdown, VersionInfo};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::error::ApiError;
 use super::input::{self, Params};
+use super::paging::Wanted;
 use super::{App, Done, watching};
 
 /// `GET /healthz`.
@@ -79,6 +80,8 @@ pub(super) struct EventParams {
     #[serde(default)]
     watch: bool,
     resource_version: Option<u64>,
+    limit: Option<usize>,
+    cursor: Option<String>,
 }
 
 /// `GET /api/v1/events`.
@@ -86,14 +89,16 @@ pub(super) async fn events(
     State(app): State<Arc<App>>,
     Params(params): Params<EventParams>,
 ) -> Result<Response, ApiError> {
+    let page = Wanted { limit: params.limit, cursor: params.cursor };
     if params.watch {
+        page.refuse_with_watch()?;
         return watching::events(&app, params.resource_version, params.object);
     }
     let (events, resource_version) = app.context.store.events();
     let wanted =
         |event: &&Event| params.object.as_ref().is_none_or(|object| *object == event.object);
-    let items: Vec<&Event> = events.iter().map(AsRef::as_ref).filter(wanted).collect();
-    Ok(Json(Items { items, resource_version }).into_response())
+    let (items, next_cursor) = page.page(events.iter().map(AsRef::as_ref).filter(wanted))?;
+    Ok(Json(Page { items, resource_version, next_cursor }).into_response())
 }
 
 /// `POST /api/v1/shutdown`.

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_model::ids::{SandboxName, SandboxUid};
+use atoll_model::selector::Selector;
 use atoll_model::state::{Cause, Phase};
 use atoll_model::timeline;
 use atoll_model::validate::Problem;
 use atoll_wire::guest::SignalRequest;
 use atoll_wire::rest::{
-    AssignedPort, CreateSandbox, Deleted, Items, Manifest, PatchSandbox, Process, Sandbox,
+    AssignedPort, CreateSandbox, Deleted, Items, Manifest, Page, PatchSandbox, Process, Sandbox,
     SandboxEnvelope, SandboxStatus, SignalSandbox, StopSandbox, strict,
 };
 use axum::Json;
@@ -22,6 +23,7 @@ use tokio::sync::oneshot;
 
 use super::error::ApiError;
 use super::input::{self, Params};
+use super::paging::Wanted;
 use super::wait::{self, WaitParams};
 use super::{App, Done, disks, watching};
 use crate::admission::{self, Admitted};
@@ -40,6 +42,8 @@ pub(super) async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let marks = Marks::begin();
+    // Before the body is read: a client that asks too often costs nothing.
+    app.refuse_too_many()?;
     let wait = wait.checked()?;
     app.refuse_while_ending()?;
     let request = read_request(&headers, &input::document(&headers, body).await?)?;
@@ -212,6 +216,9 @@ fn new_record(
 #[serde(deny_unknown_fields)]
 pub(super) struct ListParams {
     label: Option<String>,
+    label_selector: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
     #[serde(default)]
     watch: bool,
     resource_version: Option<u64>,
@@ -222,25 +229,27 @@ pub(super) async fn list(
     State(app): State<Arc<App>>,
     Params(params): Params<ListParams>,
 ) -> Result<Response, ApiError> {
-    let selector = labels(params.label.as_deref().unwrap_or_default())?;
+    let label = selector("label", params.label.as_deref())?;
+    let label_selector = selector("label_selector", params.label_selector.as_deref())?;
     let matches = move |sandbox: &Sandbox| {
-        selector.iter().all(|(key, value)| sandbox.metadata.labels.get(key) == Some(value))
+        let labels = &sandbox.metadata.labels;
+        label.matches(labels) && label_selector.matches(labels)
     };
+    let wanted = Wanted { limit: params.limit, cursor: params.cursor };
     if params.watch {
+        wanted.refuse_with_watch()?;
         return watching::sandboxes(&app, params.resource_version, matches);
     }
     let (sandboxes, resource_version) = app.context.store.sandboxes();
-    let items: Vec<&Sandbox> =
-        sandboxes.iter().map(AsRef::as_ref).filter(|it| matches(it)).collect();
-    Ok(Json(Items { items, resource_version }).into_response())
+    let matching = sandboxes.iter().map(AsRef::as_ref).filter(|it| matches(it));
+    let (items, next_cursor) = wanted.page(matching)?;
+    Ok(Json(Page { items, resource_version, next_cursor }).into_response())
 }
 
-fn labels(text: &str) -> Result<Vec<(String, String)>, ApiError> {
-    let pairs = text.split(',').filter(|pair| !pair.is_empty());
-    let pair =
-        |pair: &str| pair.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
-    let pairs: Option<Vec<_>> = pairs.map(pair).collect();
-    pairs.ok_or_else(|| ApiError::malformed("label: write KEY=VALUE, several separated by commas"))
+/// Reads a selector of the query.
+fn selector(parameter: &str, text: Option<&str>) -> Result<Selector, ApiError> {
+    Selector::parse(text.unwrap_or_default())
+        .map_err(|error| ApiError::malformed(format!("{parameter}: {error}")))
 }
 
 #[derive(Deserialize)]

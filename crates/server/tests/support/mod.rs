@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use atoll_model::image_reference::ImageReference;
+use atoll_model::rate::RateLimit;
 use atoll_runtime::sim::{SimHost, SimRuntime};
 use atoll_server::{
     DataDir, ImageConfig, ImageSource, ImageSourceError, Progress, ResolvedImage, ResolvedUser,
@@ -207,11 +208,29 @@ impl TestServer {
         Self::start_labelled(directory, host, &[]).await
     }
 
+    /// The same where so many sandboxes may be created.
+    pub(crate) async fn start_limited(per_second: u32, burst: u32) -> Self {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
+        let host = SimHost::with_logs(directory.path().join("sandboxes"));
+        let number = |it| std::num::NonZero::new(it).unwrap();
+        let limit = RateLimit { per_second: number(per_second), burst: number(burst) };
+        Self::start_as(directory, host, &[], Some(limit)).await
+    }
+
     /// The same on a machine with these labels.
     pub(crate) async fn start_labelled(
         directory: Arc<tempfile::TempDir>,
         host: Arc<SimHost>,
         labels: &[(&str, &str)],
+    ) -> Self {
+        Self::start_as(directory, host, labels, None).await
+    }
+
+    async fn start_as(
+        directory: Arc<tempfile::TempDir>,
+        host: Arc<SimHost>,
+        labels: &[(&str, &str)],
+        create_limit: Option<RateLimit>,
     ) -> Self {
         let images = Arc::new(FakeImages::default());
         let (told, address) = oneshot::channel();
@@ -234,6 +253,7 @@ impl TestServer {
             egress_grants: Vec::new(),
             images: Arc::clone(&images) as Arc<dyn ImageSource>,
             concurrent_launches: None,
+            create_limit,
             on_serving: Some(Box::new(move |address| told.send(address.to_owned()).unwrap())),
         };
         let (stop, stopped) = oneshot::channel::<()>();

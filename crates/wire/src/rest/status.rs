@@ -45,6 +45,19 @@ pub struct Items<T> {
     pub resource_version: u64,
 }
 
+/// A page of a list: [`Items`], and where the next page begins (atoll).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// In order.
+    pub items: Vec<T>,
+    /// The store's version as of which this page is right.
+    #[serde(default)]
+    pub resource_version: u64,
+    /// What to ask for as `cursor` to get the next page; none where this is the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
 /// `{"deleted": id}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deleted {
