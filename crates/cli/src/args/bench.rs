@@ -35,6 +35,25 @@ impl Against {
     }
 }
 
+/// A service with the specification that sandboxd-o published figures of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Service {
+    /// nginx with 500m
+    Nginx,
+    /// httpd:2.4, from 64m to 1500m
+    Httpd,
+}
+
+impl Service {
+    /// Its image.
+    pub(crate) const fn image(self) -> &'static str {
+        match self {
+            Self::Nginx => "nginx",
+            Self::Httpd => "httpd:2.4",
+        }
+    }
+}
+
 /// What both suites need to know.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct BenchArgs {
@@ -62,7 +81,8 @@ pub(crate) struct BenchArgs {
 /// Flags of `atoll bench provision`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Example:
-  atoll bench provision --class container --count 200 --against runc --image busybox -- echo ready")]
+  atoll bench provision --class container --count 200 --against runc --image busybox -- echo ready
+  atoll bench provision --class gvisor --count 45 --service nginx")]
 pub(crate) struct ProvisionBenchArgs {
     #[command(flatten)]
     pub(crate) bench: BenchArgs,
@@ -70,6 +90,11 @@ pub(crate) struct ProvisionBenchArgs {
     /// How many at a time
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) concurrency: u32,
+
+    /// Measure a web server with a probe and a port instead, beside what sandboxd-o published of it. Its image must be here
+    /// (scripts/make-images.sh makes one)
+    #[arg(long, value_enum)]
+    pub(crate) service: Option<Service>,
 
     /// The CPU limit of each sandbox, such as 1500m; given several times, the sizes are measured beside one another
     #[arg(long, value_name = "CPU")]

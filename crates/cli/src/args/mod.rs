@@ -12,7 +12,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub(crate) use bench::{Against, BenchArgs, BenchSuite, ExecBenchArgs, ProvisionBenchArgs};
+pub(crate) use bench::{
+    Against, BenchArgs, BenchSuite, ExecBenchArgs, ProvisionBenchArgs, Service,
+};
 pub(crate) use files::CopyArgs;
 pub(crate) use image::{
     ImageCommand, ImageGcArgs, ImageImportArgs, ImagePullArgs, ImageRemoveArgs, LoginArgs,

@@ -7,8 +7,10 @@ mod burst;
 mod disk;
 mod exec;
 mod provision;
+mod published;
 mod report;
 mod rival;
+mod service;
 mod statistics;
 
 use std::collections::BTreeMap;
@@ -38,7 +40,10 @@ const BLOCKS: usize = 4;
 pub(crate) async fn bench(suite: BenchSuite, connection: &ConnectionArgs) -> anyhow::Result<()> {
     let client = Client::new(Instance::find(connection)?)?;
     match suite {
-        BenchSuite::Provision(args) => provision::run(&client, args).await,
+        BenchSuite::Provision(args) => match args.service {
+            Some(service) => service::run(&client, &args, service).await,
+            None => provision::run(&client, args).await,
+        },
         BenchSuite::Exec(args) => exec::run(&client, args).await,
     }
 }
@@ -139,6 +144,7 @@ impl<'a> Bench<'a> {
             disk_fdatasync: disk::fdatasync(&directory)?,
             contenders: Vec::new(),
             bursts: Vec::new(),
+            published: Vec::new(),
             absent: BTreeMap::new(),
             ratios: BTreeMap::new(),
         })

@@ -7,6 +7,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::burst::Burst;
+use super::published::Published;
 use super::statistics::Summary;
 use crate::output::{self, Cell, Colour, Styles, Table, human_micros};
 
@@ -37,6 +38,9 @@ pub(crate) struct Report {
     pub(crate) contenders: Vec<Contender>,
     /// With several at a time: all of them begun at once, by themselves.
     pub(crate) bursts: Vec<Burst>,
+    /// What others have published of the same, measured on another machine.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) published: Vec<Published>,
     /// Rivals that were asked for and could not run, and why.
     pub(crate) absent: BTreeMap<String, String>,
     /// For each rival and stage: its p50 and p99 divided by atoll's.
@@ -180,6 +184,9 @@ fn text(report: &Report, styles: Styles) -> String {
     let mut text = head_text(report);
     for contender in &report.contenders {
         text.push_str(&contender_text(contender, styles));
+        for published in report.published.iter().filter(|it| it.beside == contender.name) {
+            text.push_str(&published_text(contender, published, styles));
+        }
     }
     for burst in &report.bursts {
         text.push_str(&burst_text(burst));
@@ -242,6 +249,31 @@ fn contender_text(contender: &Contender, styles: Styles) -> String {
         None => text.push('\n'),
     }
     text
+}
+
+/// Each published row, with atoll's stage that does the same.
+fn published_text(contender: &Contender, published: &Published, styles: Styles) -> String {
+    let heads = ["STAGE", "PUBLISHED AS", "MEAN", "P50", "P95", "P99", "ATOLL P50", "ATOLL P95"];
+    let mut table = Table::new(&heads);
+    let millis = |millis: f64| Cell::figure(human_micros((millis * 1000.0) as u64));
+    let or_none = |value: Option<f64>| value.map_or(Cell::figure("-"), millis);
+    for row in &published.stages {
+        let ours = contender.stages.iter().find(|stage| stage.name == row.stage);
+        let own = |of: fn(&Summary) -> u64| {
+            ours.map_or(Cell::figure("-"), |it| Cell::figure(human_micros(of(&it.summary))))
+        };
+        table.row(vec![
+            Cell::new(row.stage),
+            Cell::new(row.published_as),
+            millis(row.mean_millis),
+            or_none(row.p50_millis),
+            millis(row.p95_millis),
+            or_none(row.p99_millis),
+            own(|summary| summary.p50_micros),
+            own(|summary| summary.p95_micros),
+        ]);
+    }
+    format!("published by sandboxd-o, on another machine:\n{}", table.render(styles))
 }
 
 fn ratios_text(ratios: &BTreeMap<String, BTreeMap<String, Ratio>>) -> String {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support::world::{HOST, World, on_a_host};
 use crate::support::{Instance, skipped};
-use crate::world::{HOST, World, on_a_host};
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -67,6 +67,15 @@ fn a_web_server_answers_the_world() {
         assert!(answer.contains("200 OK") && answer.contains("it works"), "{answer}");
         assert_eq!(ask(world, web, &get("/1m")).matches('a').count() / 1_048_576, 1);
         instance.atoll(["delete", "sandbox/web"]).succeeded();
+        let bench = ["bench", "provision", "--service", "nginx", "--count", "2", "--json", "-"];
+        let report = instance.atoll(bench.iter().chain(&["--class", class])).json();
+        let ours = &report["contenders"][0];
+        assert_eq!(ours["failures"].as_array().map(Vec::len), Some(0), "{ours}");
+        let stages = ours["stages"].as_array().unwrap();
+        for row in report["published"][0]["stages"].as_array().unwrap() {
+            let stage = stages.iter().find(|stage| stage["name"] == row["stage"]);
+            assert_eq!(stage.map(|it| &it["summary"]["n"]), Some(&2.into()), "{row}");
+        }
     });
 }
 

@@ -36,4 +36,3 @@ mod reports;
 mod running;
 mod running_ends;
 mod terminal;
-mod world;

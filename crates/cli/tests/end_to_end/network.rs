@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
+use crate::support::world::{HOST, PRIVATE, WORLD, on_a_host};
 use crate::support::{IMAGE, processes_of};
-use crate::world::{HOST, PRIVATE, WORLD, on_a_host};
 
 fn say(class: &str, egress: bool, to: &str) -> Vec<String> {
     let mut arguments = vec!["run", "--class", class];

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::support::world::{HOST, WORLD, on_a_host};
 use crate::support::{IMAGE, Instance, wait_until};
-use crate::world::{HOST, WORLD, on_a_host};
 
 /// A web server that is asked for /ok, and an echo beside it.
 fn server(instance: &Instance, class: &str, name: &str) {

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
+use crate::support::world::on_a_host;
 use crate::support::{IMAGE, Instance, in_each_class, wait_until};
-use crate::world::on_a_host;
 
 fn create(instance: &Instance, text: &str) {
     instance.atoll_with_input(["create", "-f", "-"], text.as_bytes()).succeeded();

@@ -24,7 +24,7 @@ fn manifest(name: &str, class: &str, lives: bool) -> String {
 }
 
 /// The spawners: what the server itself has started.
-fn spawners(instance: &Instance) -> Vec<Pid> {
+pub(crate) fn spawners(instance: &Instance) -> Vec<Pid> {
     let Some(server) = instance.server_pid() else { return Vec::new() };
     let parent = format!("PPid:\t{}", server.as_raw_nonzero());
     processes_of(&instance.data_dir())
@@ -38,7 +38,7 @@ fn spawners(instance: &Instance) -> Vec<Pid> {
 }
 
 /// The shims, by what they wrote about themselves.
-fn shims(instance: &Instance) -> Vec<Pid> {
+pub(crate) fn shims(instance: &Instance) -> Vec<Pid> {
     let alive = processes_of(&instance.data_dir());
     let directories = std::fs::read_dir(instance.data_dir().join("sandboxes"));
     directories

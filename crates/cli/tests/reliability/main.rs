@@ -11,6 +11,7 @@ mod support;
 
 mod flood;
 mod kills;
+mod networks;
 mod registry;
 mod restarts;
 mod seed;

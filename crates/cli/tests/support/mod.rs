@@ -8,6 +8,7 @@ mod instance;
 mod leftovers;
 mod program;
 mod registry;
+pub mod world;
 
 #[allow(unused_imports, reason = "each test program uses its own part")]
 pub use busybox::{IMAGE, archive};

@@ -8,20 +8,20 @@ use std::sync::mpsc;
 
 use rustix::thread::UnshareFlags;
 
-use crate::support::{Instance, archive, import, in_each_class_of, skipped};
+use super::{Instance, archive, import, in_each_class_of, skipped};
 
 /// The host as the world sees it, and the world as the host does.
-pub(crate) const HOST: &str = "8.8.4.1";
-pub(crate) const WORLD: &str = "8.8.4.4";
+pub const HOST: &str = "8.8.4.1";
+pub const WORLD: &str = "8.8.4.4";
 /// Behind the world, and nobody's business.
-pub(crate) const PRIVATE: &str = "192.168.77.7";
+pub const PRIVATE: &str = "192.168.77.7";
 
 /// The network namespace of the world.
-pub(crate) struct World(OwnedFd);
+pub struct World(OwnedFd);
 
 impl World {
     /// A connection from the world.
-    pub(crate) fn connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+    pub fn connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
         std::thread::scope(|scope| {
             let connecting = scope.spawn(|| {
                 atoll_sys::clone::enter(&self.0).unwrap();
@@ -111,10 +111,14 @@ fn move_to_a_host_with_a_world() -> World {
 }
 
 /// On a host of its own: for each class that this machine has.
-pub(crate) fn on_a_host(
-    test: &'static str,
-    run: impl Fn(&Instance, &str, &World) + Send + 'static,
-) {
+pub fn on_a_host(test: &'static str, run: impl Fn(&Instance, &str, &World) + Send + 'static) {
+    on_one_host(test, move |instance, world| {
+        in_each_class_of(instance, test, |instance, class| run(instance, class, world));
+    });
+}
+
+/// On a host of its own, once.
+pub fn on_one_host(test: &'static str, run: impl Fn(&Instance, &World) + Send + 'static) {
     let (true, Some(archive)) = (rustix::process::geteuid().is_root(), archive()) else {
         return skipped(test, "needs root and busybox");
     };
@@ -126,7 +130,7 @@ pub(crate) fn on_a_host(
         instance.set_server_environment("ATOLL_ALLOW_EGRESS", &format!("{PRIVATE}:80"));
         instance.up();
         import(&instance, archive);
-        in_each_class_of(&instance, test, |instance, class| run(instance, class, &world));
+        run(&instance, &world);
         instance.end();
         let left = Command::new("sh").args(["-c", "ip -o link; nft list tables"]).output().unwrap();
         let left = String::from_utf8_lossy(&left.stdout).into_owned();
