@@ -104,6 +104,12 @@ checked_name!(
     64
 );
 
+checked_name!(
+    /// The name of an object with a life of its own beside sandboxes: of a volume. As of sandboxes.
+    ObjectName,
+    128
+);
+
 /// Longest DNS label. SOURCE: RFC 1035, 2.3.4.
 const MAX_LABEL_BYTES: usize = 63;
 

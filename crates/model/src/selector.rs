@@ -53,7 +53,7 @@ fn requirement(part: &str) -> Result<Requirement, Refused> {
         let good = if plain { label(key, value) } else { Err(Refused(String::new())) };
         good.map(|()| (key.to_owned(), value.to_owned())).map_err(|_| malformed(part))
     };
-    let requirement = if let Some((key, value)) = part.split_once("!=") {
+    if let Some((key, value)) = part.split_once("!=") {
         pair(key, value).map(|(key, value)| Requirement::IsNot(key, value))
     } else if let Some((key, value)) = part.split_once("==").or_else(|| part.split_once('=')) {
         pair(key, value).map(|(key, value)| Requirement::Is(key, value))
@@ -61,8 +61,7 @@ fn requirement(part: &str) -> Result<Requirement, Refused> {
         pair(key, "").map(|(key, _)| Requirement::HasNot(key))
     } else {
         pair(part, "").map(|(key, _)| Requirement::Has(key))
-    };
-    requirement
+    }
 }
 
 fn malformed(part: &str) -> Refused {

@@ -94,6 +94,21 @@ fn labels(problems: &mut Problems, metadata: &rest::Metadata) {
     }
 }
 
+/// A document says of which kind it is, or nothing.
+pub(crate) fn kind_of_object(
+    problems: &mut Problems,
+    api_version: Option<&str>,
+    kind: Option<&str>,
+    wanted: &str,
+) {
+    if api_version.is_some_and(|version| version != rest::API_VERSION) {
+        problems.add("apiVersion", format!("must be {:?}", rest::API_VERSION));
+    }
+    if let Some(kind) = kind.filter(|kind| !kind.eq_ignore_ascii_case(wanted)) {
+        problems.add("kind", format!("{} is not {wanted}", rules::shown(kind)));
+    }
+}
+
 fn class(problems: &mut Problems, wanted: Option<&str>, offer: &Offer) -> Option<OfferedClass> {
     let path = "spec.class";
     let Some(wanted) = wanted else {

@@ -82,7 +82,7 @@ async fn report(context: &Context, bad: Vec<BadRecord>) {
         NewEvent {
             warning: true,
             reason: "Quarantined",
-            object: format!("sandbox/{}", it.uid),
+            object: format!("{}/{}", it.kind, it.uid),
             message,
         }
     };

@@ -2,12 +2,14 @@
 //!
 //! Everything a client sends is read by [`strict`]: an unknown field is an error that names its path and the nearest known name.
 
+mod external;
 mod manifest;
 mod server;
 mod status;
 mod stream;
 pub mod strict;
 
+pub use external::*;
 pub use manifest::*;
 pub use server::*;
 pub use status::*;

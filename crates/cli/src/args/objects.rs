@@ -50,7 +50,7 @@ pub(crate) struct CreateArgs {
   atoll get sandboxes -l app=web,tier!=test
   atoll get sandboxes --watch -o json")]
 pub(crate) struct GetArgs {
-    /// sandbox, image or node; or one object as KIND/NAME
+    /// sandbox, image, node or external; or one object as KIND/NAME
     #[arg(value_name = "KIND[/NAME]")]
     pub(crate) selector: ObjectSelector,
 

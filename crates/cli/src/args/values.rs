@@ -15,6 +15,8 @@ pub(crate) enum ResourceKind {
     Image,
     /// This machine.
     Node,
+    /// By which name a node is reached from outside.
+    External,
 }
 
 impl ResourceKind {
@@ -24,6 +26,7 @@ impl ResourceKind {
             Self::Sandbox => "sandbox",
             Self::Image => "image",
             Self::Node => "node",
+            Self::External => "external",
         }
     }
 }
@@ -36,7 +39,10 @@ impl FromStr for ResourceKind {
             "sandbox" | "sandboxes" | "sbx" | "s" => Ok(Self::Sandbox),
             "image" | "images" | "img" => Ok(Self::Image),
             "node" | "nodes" | "n" => Ok(Self::Node),
-            _ => Err(format!("{text:?} is no kind of object: there are sandbox, image and node")),
+            "external" | "externals" | "ext" | "e" => Ok(Self::External),
+            _ => Err(format!(
+                "{text:?} is no kind of object: there are sandbox, image, node and external"
+            )),
         }
     }
 }

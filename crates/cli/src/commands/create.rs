@@ -32,11 +32,16 @@ pub(super) async fn create(args: CreateArgs, connection: &ConnectionArgs) -> Out
     for (origin, manifest) in manifests {
         let result = post(&client, &manifest).await;
         match result {
-            Ok(sandbox) => {
+            Ok(Created::External(name)) => {
+                if args.output == PlainFormat::Text {
+                    output::print(&format!("external/{name} created\n"))?;
+                }
+            }
+            Ok(Created::Sandbox(sandbox)) => {
                 if args.output == PlainFormat::Text {
                     output::print(&format!("sandbox/{} created\n", sandbox.id))?;
                 }
-                created.push(sandbox);
+                created.push(*sandbox);
             }
             Err(error @ ClientError::Refused { .. }) => {
                 output::error(&anyhow::Error::new(error).context(origin));
@@ -61,9 +66,22 @@ pub(super) async fn create(args: CreateArgs, connection: &ConnectionArgs) -> Out
     Ok(code)
 }
 
-async fn post(client: &Client, manifest: &Value) -> Result<Sandbox, ClientError> {
+/// What a manifest became.
+enum Created {
+    Sandbox(Box<Sandbox>),
+    /// Its name: the server shows no more of it.
+    External(String),
+}
+
+/// Sends a manifest to where its kind belongs; whatever is no kind is refused there as a sandbox.
+async fn post(client: &Client, manifest: &Value) -> Result<Created, ClientError> {
+    let text = |field: &str| manifest.get(field).and_then(Value::as_str).unwrap_or_default();
+    if text("kind").eq_ignore_ascii_case("External") {
+        let _: Value = client.post("/api/v1/externals", manifest).await?;
+        return Ok(Created::External(text("id").to_owned()));
+    }
     let envelope: SandboxEnvelope = client.post("/api/v1/sandboxes", manifest).await?;
-    Ok(envelope.sandbox)
+    Ok(Created::Sandbox(Box::new(envelope.sandbox)))
 }
 
 async fn wait_until_ready(client: &Client, name: &str) -> Result<Sandbox, ClientError> {

@@ -1,12 +1,12 @@
 //! `atoll delete`: returns once nothing is left of what was deleted.
 
-use atoll_wire::rest::{Deleted, ImageInfo, Items};
+use atoll_wire::rest::{Deleted, External, ImageInfo, Items};
 use futures::StreamExt;
 use reqwest::Method;
 
 use super::{FAILURE, Outcome, SUCCESS, connect};
 use crate::args::{ConnectionArgs, DeleteArgs, ObjectReference, ResourceKind};
-use crate::client::{Client, ClientError, with_query};
+use crate::client::{Client, ClientError, encoded, with_query};
 use crate::output;
 
 /// Deletions at the same time.
@@ -69,6 +69,10 @@ async fn all_of(client: &Client, kind: ResourceKind) -> anyhow::Result<Vec<Objec
                 .map(|image| image.references.into_iter().next().unwrap_or(image.digest))
                 .collect()
         }
+        ResourceKind::External => {
+            let externals: Items<External> = client.get("/api/v1/externals").await?;
+            externals.items.into_iter().map(|external| external.id).collect()
+        }
         ResourceKind::Node => {
             anyhow::bail!("this machine cannot be deleted: end it with `atoll down`")
         }
@@ -80,6 +84,11 @@ async fn delete_one(client: &Client, target: &ObjectReference) -> Result<(), Cli
     match target.kind {
         ResourceKind::Image => {
             let path = with_query("/api/v1/images", &[("reference", Some(&target.name))]);
+            let _: Deleted = client.json(client.request(Method::DELETE, &path)).await?;
+            Ok(())
+        }
+        ResourceKind::External => {
+            let path = format!("/api/v1/externals/{}", encoded(&target.name));
             let _: Deleted = client.json(client.request(Method::DELETE, &path)).await?;
             Ok(())
         }

@@ -3,14 +3,15 @@
 use std::fmt::Write as _;
 
 use atoll_wire::rest::{
-    AssignedPort, ContainerSpec, ContainerStatus, Event, ImageInfo, NodeInfo, Sandbox, Timeline,
+    AssignedPort, ContainerSpec, ContainerStatus, Event, ExternalEnvelope, ImageInfo, NodeInfo,
+    Sandbox, Timeline,
 };
 use jiff::Timestamp;
 
 use super::get::phase_colour;
 use super::{Outcome, SUCCESS, connect, events};
 use crate::args::{ConnectionArgs, DescribeArgs, ResourceKind};
-use crate::client::with_query;
+use crate::client::{encoded, with_query};
 use crate::output::{self, Cell, Colour, Styles, Table, age_since, human_bytes, human_micros};
 
 /// Width of a full bar of the timeline.
@@ -37,6 +38,12 @@ pub(super) async fn describe(args: DescribeArgs, connection: &ConnectionArgs) ->
                 let path =
                     with_query("/api/v1/images/inspect", &[("reference", Some(&object.name))]);
                 image_text(&client.get::<ImageInfo>(&path).await?, styles)?
+            }
+            ResourceKind::External => {
+                let path = format!("/api/v1/externals/{}", encoded(&object.name));
+                let found: ExternalEnvelope = client.get(&path).await?;
+                let it = found.external;
+                format!("{}: node {} is reached as {}\n", it.id, it.node_id, it.external)
             }
             ResourceKind::Node => node_text(&client.get::<NodeInfo>("/api/v1/node").await?, styles),
         };

@@ -1,13 +1,15 @@
 //! `atoll get`: tables of objects, or the objects as the API has them; once, or as they change.
 
-use atoll_wire::rest::{AssignedPort, ImageInfo, Items, NodeInfo, Sandbox, WatchEvent};
+use atoll_wire::rest::{
+    AssignedPort, External, ExternalEnvelope, ImageInfo, Items, NodeInfo, Sandbox, WatchEvent,
+};
 use jiff::Timestamp;
 use reqwest::Method;
 use serde::Serialize;
 
 use super::{Outcome, SUCCESS, connect};
 use crate::args::{ConnectionArgs, GetArgs, ListFormat, ResourceKind};
-use crate::client::{Client, sandbox_path, with_query};
+use crate::client::{Client, encoded, sandbox_path, with_query};
 use crate::output::{self, Cell, Colour, Styles, Table, age_since, human_bytes};
 
 /// Lists objects, or shows one.
@@ -41,6 +43,15 @@ pub(super) async fn get(args: GetArgs, connection: &ConnectionArgs) -> Outcome {
             let path = with_query("/api/v1/images/inspect", &[("reference", Some(name))]);
             let image: ImageInfo = client.get(&path).await?;
             show_one(image, args.output, image_table)
+        }
+        (ResourceKind::External, None) => {
+            let externals: Items<External> = client.get("/api/v1/externals").await?;
+            show_list(&externals, args.output, external_table)
+        }
+        (ResourceKind::External, Some(name)) => {
+            let path = format!("/api/v1/externals/{}", encoded(name));
+            let found: ExternalEnvelope = client.get(&path).await?;
+            show_one(found.external, args.output, external_table)
         }
         (ResourceKind::Node, name) => {
             let node: NodeInfo = client.get("/api/v1/node").await?;
@@ -289,6 +300,16 @@ fn shown_references(image: &ImageInfo) -> Vec<String> {
 /// The first twelve digits of a digest.
 pub(super) fn short_digest(digest: &str) -> String {
     digest.strip_prefix("sha256:").unwrap_or(digest).chars().take(12).collect()
+}
+
+fn external_table(externals: &[External], _: bool) -> Table {
+    let mut table = Table::new(&["NAME", "NODE", "EXTERNAL", "AGE"]);
+    let now = Timestamp::now();
+    for it in externals {
+        let age = age_since(&it.created_at, now);
+        table.row([&it.id, &it.node_id, &it.external, &age].map(Cell::new).into());
+    }
+    table
 }
 
 fn node_table(nodes: &[NodeInfo], wide: bool) -> Table {

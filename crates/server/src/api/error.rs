@@ -49,6 +49,12 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no node {shown:?}"))
     }
 
+    /// There is no object of this kind with that id.
+    pub(crate) fn none_of(kind: &str, id: &str) -> Self {
+        let shown: String = id.chars().take(128).collect();
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {kind} {shown:?}"))
+    }
+
     pub(crate) fn no_container(name: &str) -> Self {
         let shown: String = name.chars().take(64).collect();
         Self::new(

@@ -63,6 +63,18 @@ async fn gather(mut body: Body) -> Result<Vec<u8>, ApiError> {
     Ok(bytes)
 }
 
+/// Reads an object's document: JSON, or YAML with a content type that says so.
+pub(crate) async fn object<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<T, ApiError> {
+    let bytes = document(headers, body).await?;
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|it| it.to_str().ok());
+    let is_yaml = content_type.is_some_and(|it| it.contains("yaml"));
+    let value = if is_yaml { strict::yaml_value(&bytes)? } else { strict::json_value(&bytes)? };
+    Ok(strict::from_value(value)?)
+}
+
 /// Reads a JSON body; an empty one is the default where there is one.
 pub(crate) async fn json<T: DeserializeOwned>(
     headers: &HeaderMap,

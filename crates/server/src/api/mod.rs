@@ -22,6 +22,9 @@
 //! | GET `/api/v1/sandboxes/ID/files` | `container`, `path` (absolute) | `application/x-tar`: the file or directory as single top entry. An error on the way breaks the transfer off |
 //! | PUT `/api/v1/sandboxes/ID/files` | `container`, `path` (directory to unpack into), `user`; body: tar | 200 `{"ok":true}` |
 //! | GET `/api/v1/sandboxes/ID/processes` | `container` | `Items<Process>` |
+//! | POST `/api/v1/externals` | `CreateExternal` (JSON, or YAML with content type `application/yaml`) | 200 `{"ok":true}`; 409 where the node or the external belongs to another one |
+//! | GET `/api/v1/externals`, `/api/v1/externals/ID` | `limit`, `cursor` | `Page<External>`, `ExternalEnvelope` |
+//! | DELETE `/api/v1/externals/ID` | – | 200 `Deleted` |
 //! | GET `/api/v1/events` | `object=sandbox/ID`; `limit`, `cursor`; `watch`, `resource_version` | `Page<Event>`, or lines of `WatchEvent<Event>` |
 //! | GET `/api/v1/images` | – | `Items<ImageInfo>` |
 //! | GET `/api/v1/images/inspect` | `reference` | `ImageInfo` with `config` |
@@ -36,6 +39,10 @@
 //! `wait` is `running`, `ready`, `succeeded`, `failed`, `ended` or `deleted`: the answer comes as soon as that holds **or can no longer
 //! hold** (the client looks at the status), or with 408 (`timeout`) after `timeout_seconds` (30 when left out, 600 at most).
 //!
+//! A creation with the header `Idempotency-Key` (1 to 255 visible characters) that is sent again within 24 hours creates nothing: the
+//! answer is the sandbox that the first one made, as it is now (410 `gone` once it is deleted); 422 `key_reused` with another body. The last
+//! 10,000 keys are kept, also over a restart.
+//!
 //! An answer has an `X-Request-Id`: the client's own where it sent one of 1 to 64 letters, digits, `.`, `_` or `-`, else one of the
 //! server's. Errors and the log name it too.
 //!
@@ -47,8 +54,10 @@
 mod disks;
 mod ended;
 mod error;
+mod externals;
 mod files;
 mod guard;
+mod idempotency;
 mod images;
 mod input;
 mod logs;
@@ -92,6 +101,9 @@ pub(crate) struct App {
     request_ids: RequestIds,
     creations: Option<Mutex<TokenBucket>>,
     begun: Instant,
+    /// Held while an external is looked at and written.
+    externals: tokio::sync::Mutex<()>,
+    keys: idempotency::Keys,
     refusing: AtomicBool,
     ended: watch::Sender<bool>,
 }
@@ -122,6 +134,8 @@ impl App {
             request_ids,
             creations,
             begun: Instant::now(),
+            externals: tokio::sync::Mutex::new(()),
+            keys: idempotency::Keys::default(),
             refusing: AtomicBool::new(false),
             ended: watch::Sender::new(false),
         }
@@ -218,6 +232,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(&of("/attach"), get(streams::attach))
         .route(&of("/logs"), get(logs::logs))
         .route(&of("/files"), get(files::download).put(files::upload))
+        .route("/api/v1/externals", get(externals::list).post(externals::put))
+        .route("/api/v1/externals/{id}", get(externals::get).delete(externals::delete))
         .route("/api/v1/images", get(images::list).delete(images::remove))
         .route("/api/v1/images/inspect", get(images::inspect))
         .route("/api/v1/images/pull", post(images::pull))

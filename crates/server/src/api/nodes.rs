@@ -71,6 +71,7 @@ fn resources(app: &App) -> NodeResources {
         available_cpu_milli: cpu.saturating_sub(used_cpu),
         available_memory_bytes: memory.saturating_sub(used_memory),
         max_alloc_percent: MAX_ALLOC_PERCENT,
+        external: app.external_of_this_node().unwrap_or_else(|| "(none)".to_owned()),
     }
 }
 

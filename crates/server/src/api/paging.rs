@@ -84,6 +84,22 @@ impl Placed for atoll_wire::rest::Sandbox {
     }
 }
 
+impl Placed for atoll_wire::rest::External {
+    type Place = String;
+
+    fn place(&self) -> String {
+        self.id.clone()
+    }
+
+    fn cursor(place: &String) -> String {
+        place.clone()
+    }
+
+    fn parse(cursor: &str) -> Option<String> {
+        cursor.parse::<atoll_model::ids::ObjectName>().ok().map(|_| cursor.to_owned())
+    }
+}
+
 impl Placed for atoll_wire::rest::Event {
     type Place = u64;
 

@@ -22,10 +22,11 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use super::error::ApiError;
+use super::idempotency::{InTurn, Once};
 use super::input::{self, Params};
 use super::paging::Wanted;
 use super::wait::{self, WaitParams};
-use super::{App, Done, disks, watching};
+use super::{App, Done, disks, externals, idempotency, watching};
 use crate::admission::{self, Admitted};
 use crate::owner::{self, Begin, Command, Live, Marks, OwnerHandle, Subject};
 use crate::ports::PortRefusal;
@@ -46,19 +47,39 @@ pub(super) async fn create(
     app.refuse_too_many()?;
     let wait = wait.checked()?;
     app.refuse_while_ending()?;
-    let request = read_request(&headers, &input::document(&headers, body).await?)?;
-    let admitted = admission::admit(&request, &app.offer).map_err(ApiError::fields)?;
-    // A client that hangs up now must not leave a record without an owner.
-    let accepted = tokio::spawn(accept(Arc::clone(&app), request, admitted, marks)).await;
-    let sandbox = accepted
-        .map_err(|error| ApiError::unavailable(format!("the request was given up: {error}")))??;
+    let bytes = input::document(&headers, body).await?;
+    let once = match Once::of(&headers, &bytes)? {
+        Some(once) => Some(app.keys.in_turn(once).await),
+        None => None,
+    };
+    let earlier = match &once {
+        Some(once) => once.earlier(&app).await?,
+        None => None,
+    };
+    let sandbox = match earlier {
+        Some(sandbox) => sandbox,
+        None => accept_request(&app, read_request(&headers, &bytes)?, once, marks).await?,
+    };
     let sandbox = match wait {
         Some(wait) => wait::until(&app, &sandbox.id.clone(), Some(&sandbox.uid), &wait)
             .await?
             .unwrap_or(sandbox),
         None => sandbox,
     };
-    Ok((StatusCode::CREATED, Json(SandboxEnvelope { sandbox: (*sandbox).clone() })).into_response())
+    Ok((StatusCode::CREATED, Json(SandboxEnvelope { sandbox: app.shown(&sandbox).into_owned() }))
+        .into_response())
+}
+
+async fn accept_request(
+    app: &Arc<App>,
+    request: CreateSandbox,
+    once: Option<InTurn>,
+    marks: Marks,
+) -> Result<Arc<Sandbox>, ApiError> {
+    let admitted = admission::admit(&request, &app.offer).map_err(ApiError::fields)?;
+    // A client that hangs up now must not leave a record without an owner.
+    let accepted = tokio::spawn(accept(Arc::clone(app), request, admitted, once, marks)).await;
+    accepted.map_err(|error| ApiError::unavailable(format!("the request was given up: {error}")))?
 }
 
 /// A creation, or a manifest: that one has a kind.
@@ -98,6 +119,7 @@ async fn accept(
     app: Arc<App>,
     request: CreateSandbox,
     admitted: Admitted,
+    once: Option<InTurn>,
     mut marks: Marks,
 ) -> Result<Arc<Sandbox>, ApiError> {
     let random = |what| {
@@ -115,8 +137,14 @@ async fn accept(
     let object = format!("sandbox/{name}");
     let message = format!("class {}", admitted.class.name());
     let event = NewEvent { warning: false, reason: "Created", object, message };
-    let written = app.context.store.commit(Write::Create(record), vec![event]).await;
-    let sandbox = match written {
+    let write = match &once {
+        Some(once) => {
+            let creation = once.creation(&record);
+            Write::CreateOnce(record, creation)
+        }
+        None => Write::Create(record),
+    };
+    let sandbox = match app.context.store.commit(write, vec![event]).await {
         Ok(Some(sandbox)) => sandbox,
         refused => {
             give_back_ports(&app, &uid.to_string(), &admitted).await;
@@ -125,6 +153,9 @@ async fn accept(
         }
     };
     marks.end_now(timeline::Phase::Store);
+    if once.is_some() {
+        idempotency::count(&app);
+    }
     app.context.metrics.created();
     let record = (*sandbox).clone();
     let subject =
@@ -243,6 +274,11 @@ pub(super) async fn list(
     let (sandboxes, resource_version) = app.context.store.sandboxes();
     let matching = sandboxes.iter().map(AsRef::as_ref).filter(|it| matches(it));
     let (items, next_cursor) = wanted.page(matching)?;
+    if let Some(external) = app.external_of_this_node() {
+        let items: Vec<Sandbox> =
+            items.into_iter().map(|it| externals::with_external(it, &external)).collect();
+        return Ok(Json(Page { items, resource_version, next_cursor }).into_response());
+    }
     Ok(Json(Page { items, resource_version, next_cursor }).into_response())
 }
 
@@ -280,7 +316,7 @@ pub(super) async fn get(
     };
     Ok(match found {
         Some(sandbox) => {
-            let sandbox = disks::with_usage(&app, &sandbox).await;
+            let sandbox = app.shown(&disks::with_usage(&app, &sandbox).await).into_owned();
             Json(SandboxEnvelope { sandbox }).into_response()
         }
         None => Json(Deleted { deleted: id }).into_response(),
@@ -300,7 +336,9 @@ pub(super) async fn patch(
     let (done, answer) = oneshot::channel();
     app.owner(&sandbox)?.send(Command::SetTtl { seconds, done }).await?;
     match answer.await {
-        Ok(Ok(())) => Ok(Json(SandboxEnvelope { sandbox: (*app.sandbox(&id)?).clone() })),
+        Ok(Ok(())) => {
+            Ok(Json(SandboxEnvelope { sandbox: app.shown(&*app.sandbox(&id)?).into_owned() }))
+        }
         Ok(Err(message)) => Err(ApiError::conflict(message)),
         Err(_) => Err(ApiError::no_sandbox(&id)),
     }
@@ -353,8 +391,8 @@ pub(super) async fn stop(
     match answer.await {
         Ok(Ok(())) => {
             let sandbox = app.sandbox(&id)?;
-            Ok((StatusCode::ACCEPTED, Json(SandboxEnvelope { sandbox: (*sandbox).clone() }))
-                .into_response())
+            let sandbox = app.shown(&sandbox).into_owned();
+            Ok((StatusCode::ACCEPTED, Json(SandboxEnvelope { sandbox })).into_response())
         }
         Ok(Err(message)) => Err(ApiError::conflict(message)),
         Err(_) => Err(ApiError::no_sandbox(&id)),

@@ -30,15 +30,16 @@ pub(super) fn sandboxes(
     let mut first = Vec::new();
     if from.is_none() {
         for sandbox in existing.iter().filter(|it| matches(it)) {
-            line(&mut first, "ADDED", Some(&**sandbox), sandbox.resource_version);
+            line(&mut first, "ADDED", Some(&*app.shown(sandbox)), sandbox.resource_version);
         }
         line::<Sandbox>(&mut first, "BOOKMARK", None, version);
     }
+    let shown_by = Arc::clone(app);
     let write = move |out: &mut Vec<u8>, change: &Change| {
         if let Object::Sandbox(sandbox) = &change.object
             && matches(sandbox)
         {
-            line(out, kind(change.kind), Some(&**sandbox), change.version);
+            line(out, kind(change.kind), Some(&*shown_by.shown(sandbox)), change.version);
         }
     };
     Ok(stream(app, watch, first, write))

@@ -19,6 +19,24 @@ pub(crate) enum Mutation {
         /// Its key.
         uid: String,
     },
+    /// Writes an item.
+    PutItem {
+        /// The name of its kind.
+        kind: &'static str,
+        /// Its key, with the kind.
+        uid: String,
+        /// Must be unique among the items of its kind.
+        name: String,
+        /// Its content.
+        body: Vec<u8>,
+    },
+    /// Removes an item.
+    RemoveItem {
+        /// The name of its kind.
+        kind: &'static str,
+        /// Its key.
+        uid: String,
+    },
     /// Appends an event.
     Event {
         /// Its place in the order.
@@ -38,6 +56,15 @@ pub(crate) enum Mutation {
         /// Why.
         reason: String,
     },
+    /// Sets an item aside that cannot be read.
+    QuarantineItem {
+        /// The name of its kind.
+        kind: String,
+        /// Its key.
+        uid: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// Everything on disk.
@@ -47,6 +74,8 @@ pub(crate) struct Loaded {
     pub(crate) version: u64,
     /// Records by uid.
     pub(crate) records: Vec<(String, Vec<u8>)>,
+    /// Items by the name of their kind and uid.
+    pub(crate) items: Vec<(String, String, Vec<u8>)>,
     /// Events by version, ascending.
     pub(crate) events: Vec<(u64, Vec<u8>)>,
 }

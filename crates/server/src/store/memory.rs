@@ -6,8 +6,12 @@ use std::sync::Arc;
 use atoll_wire::rest;
 
 use super::format::Unreadable;
+use super::item::{self, Item, ItemKind};
 use super::journal::{Journal, Mutation};
 use super::{BadRecord, Limits, StoreError, format};
+
+/// The kind of the records that are no items.
+pub(super) const SANDBOX: &str = "sandbox";
 
 /// What a change did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +25,7 @@ pub(crate) enum ChangeKind {
 #[derive(Debug, Clone)]
 pub(crate) enum Object {
     Sandbox(Arc<rest::Sandbox>),
+    Item(Item),
     Event(Arc<rest::Event>),
 }
 
@@ -39,6 +44,7 @@ pub(crate) struct Memory {
     version: u64,
     limits: Limits,
     sandboxes: BTreeMap<String, Arc<rest::Sandbox>>,
+    items: BTreeMap<(ItemKind, String), Item>,
     events: VecDeque<Arc<rest::Event>>,
     history: VecDeque<Change>,
     history_bytes: usize,
@@ -57,32 +63,47 @@ impl Memory {
             version: loaded.version,
             limits,
             sandboxes: BTreeMap::new(),
+            items: BTreeMap::new(),
             events: VecDeque::new(),
             history: VecDeque::new(),
             history_bytes: 0,
             forgotten: loaded.version,
         };
         let mut bad = Vec::new();
+        let mut set_aside = |kind: &str, uid: String, why: Unreadable| match why {
+            Unreadable::Bad(reason) => {
+                bad.push(BadRecord { kind: kind.to_owned(), uid, reason });
+                Ok(())
+            }
+            Unreadable::Newer { found, known } => {
+                let path = format!("the record {uid}").into();
+                Err(StoreError::Newer { path, found, known })
+            }
+        };
         for (uid, body) in loaded.records {
             match format::decode(&uid, &body) {
                 Ok(sandbox) => drop(memory.sandboxes.insert(sandbox.id.clone(), Arc::new(sandbox))),
-                Err(Unreadable::Bad(reason)) => bad.push(BadRecord { uid, reason }),
-                Err(Unreadable::Newer { found, known }) => {
-                    return Err(StoreError::Newer {
-                        path: format!("the record {uid}").into(),
-                        found,
-                        known,
-                    });
+                Err(why) => set_aside(SANDBOX, uid, why)?,
+            }
+        }
+        for (kind, uid, body) in loaded.items {
+            match item::decode(&kind, &uid, &body) {
+                Ok(item) => {
+                    drop(memory.items.insert((item.kind(), item.name().to_owned()), item));
                 }
+                Err(why) => set_aside(&kind, uid, why)?,
             }
         }
         // An event that cannot be read is no loss: it goes.
         let events = loaded.events.iter().filter_map(|(_, body)| serde_json::from_slice(body).ok());
         memory.events = events.map(Arc::new).collect();
         if !bad.is_empty() {
-            let aside = |it: &BadRecord| Mutation::Quarantine {
-                uid: it.uid.clone(),
-                reason: it.reason.clone(),
+            let aside = |it: &BadRecord| {
+                let (kind, uid, reason) = (it.kind.clone(), it.uid.clone(), it.reason.clone());
+                match kind.as_str() {
+                    SANDBOX => Mutation::Quarantine { uid, reason },
+                    _ => Mutation::QuarantineItem { kind, uid, reason },
+                }
             };
             journal.commit(memory.version, &bad.iter().map(aside).collect::<Vec<_>>())?;
         }
@@ -102,6 +123,19 @@ impl Memory {
         let mut all: Vec<_> = self.sandboxes.values().cloned().collect();
         // Times are written with a fixed number of digits: text order is time order.
         all.sort_by(|a, b| a.created_at.cmp(&b.created_at).then_with(|| a.id.cmp(&b.id)));
+        all
+    }
+
+    pub(crate) fn item(&self, kind: ItemKind, name: &str) -> Option<Item> {
+        self.items.get(&(kind, name.to_owned())).cloned()
+    }
+
+    /// In order of creation.
+    pub(crate) fn items(&self, kind: ItemKind) -> Vec<Item> {
+        let of_kind =
+            self.items.range((kind, String::new())..).take_while(|(key, _)| key.0 == kind);
+        let mut all: Vec<Item> = of_kind.map(|(_, item)| item.clone()).collect();
+        all.sort_by(|a, b| (a.created_at(), a.name()).cmp(&(b.created_at(), b.name())));
         all
     }
 
@@ -134,6 +168,13 @@ impl Memory {
                 }
                 (Object::Sandbox(sandbox), _) => {
                     drop(self.sandboxes.insert(sandbox.id.clone(), Arc::clone(sandbox)))
+                }
+                (Object::Item(item), kind) => {
+                    let key = (item.kind(), item.name().to_owned());
+                    match kind {
+                        ChangeKind::Deleted => drop(self.items.remove(&key)),
+                        _ => drop(self.items.insert(key, item.clone())),
+                    }
                 }
                 (Object::Event(event), _) => self.events.push_back(Arc::clone(event)),
             }

@@ -9,6 +9,7 @@
 //! The journal is a trait: the second implementation will be a distributed one.
 
 mod format;
+mod item;
 mod journal;
 mod memory;
 mod sqlite;
@@ -21,6 +22,7 @@ use std::sync::{Arc, RwLock};
 use atoll_wire::rest;
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use item::{Creation, Item, ItemKind};
 use journal::Journal;
 use memory::Memory;
 pub(crate) use memory::{Change, ChangeKind, Object};
@@ -32,14 +34,18 @@ use writer::{Job, Order, Writer};
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The name is taken.
-    #[error("sandbox {name:?} exists already; choose another id, or delete it first")]
+    #[error("{kind} {name:?} exists already; choose another id, or delete it first")]
     AlreadyExists {
+        /// Of which kind.
+        kind: &'static str,
         /// Which.
         name: String,
     },
     /// There is no such record (any more).
-    #[error("sandbox {name:?} is not in the store")]
+    #[error("{kind} {name:?} is not in the store")]
     NotFound {
+        /// Of which kind.
+        kind: &'static str,
         /// Which.
         name: String,
     },
@@ -76,11 +82,13 @@ pub enum StoreError {
     Closed,
 }
 
-/// A change of one sandbox's record.
+/// A change of one record.
 #[derive(Debug, Clone)]
 pub(crate) enum Write {
     /// A new one; its name must be free.
     Create(rest::Sandbox),
+    /// The same, with the item by which it is known when it is asked for again; both or neither.
+    CreateOnce(rest::Sandbox, Arc<Creation>),
     /// A new state of one; its name and uid must be there.
     Update(rest::Sandbox),
     /// It goes.
@@ -88,6 +96,19 @@ pub(crate) enum Write {
         /// Its name.
         name: String,
         /// Its uid: another sandbox of that name stays.
+        uid: String,
+    },
+    /// A new item; its name must be free among those of its kind.
+    CreateItem(Item),
+    /// A new state of one; its name and uid must be there.
+    UpdateItem(Item),
+    /// It goes.
+    DeleteItem {
+        /// Of which kind.
+        kind: ItemKind,
+        /// Its name.
+        name: String,
+        /// Its uid: another item of that name stays.
         uid: String,
     },
     /// No record changes: events only.
@@ -136,6 +157,8 @@ pub(crate) struct Store {
 /// A record that could not be read at start and was set aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BadRecord {
+    /// `sandbox` or an item's.
+    pub(crate) kind: String,
     pub(crate) uid: String,
     pub(crate) reason: String,
 }
@@ -171,7 +194,7 @@ impl Store {
         Ok((Self { memory, orders, versions }, bad))
     }
 
-    /// Commits a write and its events; what it returns is on disk. `None` for a delete or events only.
+    /// Commits a write and its events; what it returns is on disk. `None` for a delete, an item or events only.
     pub(crate) async fn commit(
         &self,
         write: Write,
@@ -210,6 +233,16 @@ impl Store {
     /// All sandboxes in order of creation, and the version as of which this is complete.
     pub(crate) fn sandboxes(&self) -> (Vec<Arc<rest::Sandbox>>, u64) {
         self.read(|memory| (memory.sandboxes(), memory.version()))
+    }
+
+    /// One item, by name.
+    pub(crate) fn item(&self, kind: ItemKind, name: &str) -> Option<Item> {
+        self.read(|memory| memory.item(kind, name))
+    }
+
+    /// All items of a kind in order of creation, and the version as of which this is complete.
+    pub(crate) fn items(&self, kind: ItemKind) -> (Vec<Item>, u64) {
+        self.read(|memory| (memory.items(kind), memory.version()))
     }
 
     /// All events in order, and the version as of which this is complete.

@@ -9,12 +9,14 @@ use super::StoreError;
 use super::journal::{Journal, Loaded, Mutation};
 
 /// Steps from one schema version to the next; the number of steps is the version. Never change one that was released.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
      INSERT INTO meta VALUES ('version', 0);
      CREATE TABLE sandboxes (uid TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, body BLOB NOT NULL) STRICT;
      CREATE TABLE events (version INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;",
     "CREATE TABLE quarantined (uid TEXT NOT NULL, name TEXT NOT NULL, body BLOB NOT NULL, reason TEXT NOT NULL) STRICT;",
+    "CREATE TABLE items (kind TEXT NOT NULL, uid TEXT NOT NULL, name TEXT NOT NULL, body BLOB NOT NULL,
+                         PRIMARY KEY (kind, uid), UNIQUE (kind, name)) STRICT;",
 ];
 
 /// A SQLite database.
@@ -112,7 +114,11 @@ impl Journal for SqliteJournal {
             let mut statement =
                 self.connection.prepare("SELECT version, body FROM events ORDER BY version")?;
             let events = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            Ok(Loaded { version, records, events: events.collect::<Result<_, _>>()? })
+            let events = events.collect::<Result<_, _>>()?;
+            let mut statement = self.connection.prepare("SELECT kind, uid, body FROM items")?;
+            let items =
+                statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            Ok(Loaded { version, records, items: items.collect::<Result<_, _>>()?, events })
         };
         load().map_err(|error| translate(&self.path, "load", &error))
     }
@@ -139,6 +145,14 @@ fn commit(
             Mutation::Remove { uid } => transaction
                 .prepare_cached("DELETE FROM sandboxes WHERE uid = ?1")?
                 .execute([uid])?,
+            Mutation::PutItem { kind, uid, name, body } => {
+                let sql = "INSERT INTO items VALUES (?1, ?2, ?3, ?4)
+                           ON CONFLICT (kind, uid) DO UPDATE SET name = excluded.name, body = excluded.body";
+                transaction.prepare_cached(sql)?.execute(params![kind, uid, name, body])?
+            }
+            Mutation::RemoveItem { kind, uid } => transaction
+                .prepare_cached("DELETE FROM items WHERE kind = ?1 AND uid = ?2")?
+                .execute(params![kind, uid])?,
             Mutation::Event { version, body } => transaction
                 .prepare_cached("INSERT INTO events VALUES (?1, ?2)")?
                 .execute(params![version, body])?,
@@ -151,6 +165,13 @@ fn commit(
                 transaction
                     .prepare_cached("DELETE FROM sandboxes WHERE uid = ?1")?
                     .execute([uid])?
+            }
+            Mutation::QuarantineItem { kind, uid, reason } => {
+                let sql = "INSERT INTO quarantined SELECT uid, name, body, ?3 FROM items WHERE kind = ?1 AND uid = ?2";
+                transaction.prepare_cached(sql)?.execute(params![kind, uid, reason])?;
+                transaction
+                    .prepare_cached("DELETE FROM items WHERE kind = ?1 AND uid = ?2")?
+                    .execute(params![kind, uid])?
             }
         };
     }

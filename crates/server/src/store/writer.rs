@@ -6,8 +6,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use atoll_wire::rest;
 use tokio::sync::{mpsc, oneshot};
 
+use super::item::{self, Item, ItemKind};
 use super::journal::{Journal, Mutation};
-use super::memory::{Change, ChangeKind, Memory, Object};
+use super::memory::{Change, ChangeKind, Memory, Object, SANDBOX};
 use super::{NewEvent, StoreError, Write, format};
 
 /// Most writes of one commit: beyond it waiting costs more than syncing.
@@ -59,6 +60,8 @@ struct Group {
     events: usize,
     /// Records as this group leaves them; `None`: removed.
     staged: HashMap<String, Option<Arc<rest::Sandbox>>>,
+    /// The same of items.
+    staged_items: HashMap<(ItemKind, String), Option<Item>>,
 }
 
 impl Writer {
@@ -126,7 +129,7 @@ impl Writer {
             let change = written.and_then(|index| group.changes.get_mut(index));
             let sandbox = change.and_then(|change| match &mut change.object {
                 Object::Sandbox(sandbox) => Some(sandbox),
-                Object::Event(_) => None,
+                Object::Item(_) | Object::Event(_) => None,
             });
             let shown = sandbox.map(|sandbox| {
                 if let Some(finish) = finish {
@@ -156,6 +159,25 @@ impl Writer {
         }
     }
 
+    fn current_item(&self, group: &Group, kind: ItemKind, name: &str) -> Option<Item> {
+        match group.staged_items.get(&(kind, name.to_owned())) {
+            Some(staged) => staged.clone(),
+            None => self.read(|memory| memory.item(kind, name)),
+        }
+    }
+
+    /// The item of this name that is the one with this uid.
+    fn current_item_of(
+        &self,
+        group: &Group,
+        kind: ItemKind,
+        name: &str,
+        uid: &str,
+    ) -> Result<Item, StoreError> {
+        let current = self.current_item(group, kind, name).filter(|current| current.uid() == uid);
+        current.ok_or_else(|| StoreError::NotFound { kind: kind.name(), name: name.to_owned() })
+    }
+
     fn stage(
         &self,
         group: &mut Group,
@@ -163,23 +185,36 @@ impl Writer {
         events: Vec<NewEvent>,
     ) -> Result<Option<usize>, StoreError> {
         let written = match write {
+            Write::CreateOnce(sandbox, creation) => {
+                let item = Item::Creation(creation);
+                if self.current_item(group, item.kind(), item.name()).is_some() {
+                    let (kind, name) = (item.kind().name(), item.name().to_owned());
+                    return Err(StoreError::AlreadyExists { kind, name });
+                }
+                if self.current(group, &sandbox.id).is_some() {
+                    return Err(StoreError::AlreadyExists { kind: SANDBOX, name: sandbox.id });
+                }
+                let written = put(group, sandbox, ChangeKind::Added)?;
+                put_item(group, item, ChangeKind::Added)?;
+                Some(written)
+            }
             Write::Create(sandbox) => {
                 if self.current(group, &sandbox.id).is_some() {
-                    return Err(StoreError::AlreadyExists { name: sandbox.id });
+                    return Err(StoreError::AlreadyExists { kind: SANDBOX, name: sandbox.id });
                 }
                 Some(put(group, sandbox, ChangeKind::Added)?)
             }
             Write::Update(sandbox) => {
                 let current = self.current(group, &sandbox.id);
                 if current.is_none_or(|current| current.uid != sandbox.uid) {
-                    return Err(StoreError::NotFound { name: sandbox.id });
+                    return Err(StoreError::NotFound { kind: SANDBOX, name: sandbox.id });
                 }
                 Some(put(group, sandbox, ChangeKind::Modified)?)
             }
             Write::Delete { name, uid } => {
                 let current = self.current(group, &name).filter(|current| current.uid == uid);
-                let mut last =
-                    (*current.ok_or(StoreError::NotFound { name: name.clone() })?).clone();
+                let missing = || StoreError::NotFound { kind: SANDBOX, name: name.clone() };
+                let mut last = (*current.ok_or_else(missing)?).clone();
                 group.version += 1;
                 last.resource_version = group.version;
                 let bytes = format::encode(&last).map_or(0, |body| body.len());
@@ -192,6 +227,24 @@ impl Writer {
                     object,
                     bytes,
                 });
+                None
+            }
+            Write::CreateItem(item) => {
+                if self.current_item(group, item.kind(), item.name()).is_some() {
+                    let (kind, name) = (item.kind().name(), item.name().to_owned());
+                    return Err(StoreError::AlreadyExists { kind, name });
+                }
+                put_item(group, item, ChangeKind::Added)?;
+                None
+            }
+            Write::UpdateItem(item) => {
+                self.current_item_of(group, item.kind(), item.name(), item.uid())?;
+                put_item(group, item, ChangeKind::Modified)?;
+                None
+            }
+            Write::DeleteItem { kind, name, uid } => {
+                let last = self.current_item_of(group, kind, &name, &uid)?;
+                remove_item(group, last);
                 None
             }
             Write::EventsOnly => None,
@@ -226,6 +279,37 @@ fn put(
     group.staged.insert(sandbox.id.clone(), Some(Arc::clone(&sandbox)));
     group.changes.push(Change { version, kind, object: Object::Sandbox(sandbox), bytes });
     Ok(group.changes.len() - 1)
+}
+
+fn put_item(group: &mut Group, mut item: Item, kind: ChangeKind) -> Result<(), StoreError> {
+    let version = group.version + 1;
+    item.number(version, crate::time::now_text());
+    let body = item::encode(&item).map_err(|message| StoreError::Disk {
+        operation: "write a record",
+        path: item.name().into(),
+        message,
+    })?;
+    let bytes = body.len();
+    group.version = version;
+    let (item_kind, name) = (item.kind(), item.name().to_owned());
+    let uid = item.uid().to_owned();
+    let put = Mutation::PutItem { kind: item_kind.name(), uid, name: name.clone(), body };
+    group.mutations.push(put);
+    group.staged_items.insert((item_kind, name), Some(item.clone()));
+    group.changes.push(Change { version, kind, object: Object::Item(item), bytes });
+    Ok(())
+}
+
+fn remove_item(group: &mut Group, mut last: Item) {
+    group.version += 1;
+    let version = group.version;
+    last.number(version, crate::time::now_text());
+    let (kind, uid) = (last.kind(), last.uid().to_owned());
+    group.mutations.push(Mutation::RemoveItem { kind: kind.name(), uid });
+    group.staged_items.insert((kind, last.name().to_owned()), None);
+    let bytes = item::encode(&last).map_or(0, |body| body.len());
+    let (kind, object) = (ChangeKind::Deleted, Object::Item(last));
+    group.changes.push(Change { version, kind, object, bytes });
 }
 
 fn record(group: &mut Group, event: NewEvent) {

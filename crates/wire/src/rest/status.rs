@@ -105,6 +105,9 @@ pub struct SandboxStatus {
     /// Its published ports, while they are its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub assigned_ports: Vec<AssignedPort>,
+    /// By which name its node is reached from outside, where an external says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<String>,
     /// When it will be deleted, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expire_at: Option<String>,
@@ -306,6 +309,8 @@ pub struct NodeResources {
     pub available_memory_bytes: i64,
     /// How much of the capacity is allocatable.
     pub max_alloc_percent: u32,
+    /// By which name it is reached from outside; `(none)` where no external says so.
+    pub external: String,
 }
 
 /// `{"node": …}`.

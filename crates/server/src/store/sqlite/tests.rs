@@ -31,9 +31,9 @@ fn an_older_schema_is_migrated_and_a_newer_one_refused() {
     assert_eq!(journal.load().unwrap().records, [("a".to_owned(), b"{}".to_vec())]);
     journal.commit(1, &[Mutation::Quarantine { uid: "a".into(), reason: "test".into() }]).unwrap();
     drop(journal);
-    Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 3;").unwrap();
+    Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 4;").unwrap();
     match SqliteJournal::open(directory.path()).map(|_| ()) {
-        Err(StoreError::Newer { found: 3, known: 2, .. }) => {}
+        Err(StoreError::Newer { found: 4, known: 3, .. }) => {}
         other => panic!("{other:?}"),
     }
 }
