@@ -11,6 +11,8 @@ pub(crate) enum BenchSuite {
     Provision(ProvisionBenchArgs),
     /// Time of one exec in a sandbox that runs
     Exec(ExecBenchArgs),
+    /// Requests a second through a published port, by wrk
+    Ports(PortsBenchArgs),
 }
 
 /// Another way to run a container, measured in the same run.
@@ -116,4 +118,48 @@ pub(crate) struct ExecBenchArgs {
     /// The command to run each time; /bin/true when left out
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
+}
+
+/// Flags of `atoll bench ports`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:
+  atoll bench ports --image nginx --count 3 --address 10.0.0.1 --client 'ip netns exec client' \\
+    --against-url podman=http://10.0.0.1:18080")]
+pub(crate) struct PortsBenchArgs {
+    #[command(flatten)]
+    pub(crate) bench: BenchArgs,
+
+    /// The address of this host that is asked; 127.0.0.1 goes through a proxy, any other does not
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub(crate) address: String,
+
+    /// What comes before wrk on its command line, to start it elsewhere
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    pub(crate) client: String,
+
+    /// Another server that has /1k and /1m, measured in the same run; may be given several times
+    #[arg(long, value_name = "NAME=URL", value_parser = named_url)]
+    pub(crate) against_url: Vec<NamedUrl>,
+
+    /// Connections that are open
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) connections: u32,
+
+    /// Length of a round
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    pub(crate) seconds: u32,
+}
+
+/// A server and its name.
+#[derive(Debug, Clone)]
+pub(crate) struct NamedUrl {
+    /// Its name.
+    pub(crate) name: String,
+    /// Without a path.
+    pub(crate) url: String,
+}
+
+fn named_url(text: &str) -> Result<NamedUrl, String> {
+    let (name, url) = text.split_once('=').ok_or("write NAME=URL")?;
+    Ok(NamedUrl { name: name.to_owned(), url: url.trim_end_matches('/').to_owned() })
 }

@@ -13,7 +13,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use bench::{
-    Against, BenchArgs, BenchSuite, ExecBenchArgs, ProvisionBenchArgs, Service,
+    Against, BenchArgs, BenchSuite, ExecBenchArgs, NamedUrl, PortsBenchArgs, ProvisionBenchArgs,
+    Service,
 };
 pub(crate) use files::CopyArgs;
 pub(crate) use image::{

@@ -6,6 +6,7 @@
 mod burst;
 mod disk;
 mod exec;
+mod ports;
 mod provision;
 mod published;
 mod report;
@@ -45,6 +46,7 @@ pub(crate) async fn bench(suite: BenchSuite, connection: &ConnectionArgs) -> any
             None => provision::run(&client, args).await,
         },
         BenchSuite::Exec(args) => exec::run(&client, args).await,
+        BenchSuite::Ports(args) => ports::run(&client, args).await,
     }
 }
 
