@@ -18,3 +18,4 @@ pub mod state;
 pub mod timeline;
 pub mod units;
 pub mod validate;
+pub mod volumes;

@@ -2,10 +2,10 @@
 //!
 //! Each part is made by the rules of [`crate::validate`]; a value of these types breaks none of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::egress::Grant;
-use crate::ids::{ContainerName, VolumeName};
+use crate::ids::{ContainerName, ObjectName, VolumeName};
 use crate::image_reference::ImageReference;
 use crate::ports::PortProtocol;
 use crate::probe::{Check, Probe};
@@ -68,7 +68,7 @@ pub struct SandboxSpec {
     pub node_selector: BTreeMap<String, String>,
     /// What must pass before it is ready: its own probe, and those of its containers.
     pub probes: Vec<ReadinessProbe>,
-    /// Memory file systems that the containers share.
+    /// What the containers share.
     pub volumes: Vec<Volume>,
     /// At least one.
     pub containers: Vec<Container>,
@@ -91,6 +91,16 @@ impl SandboxSpec {
     #[must_use]
     pub fn is_gated(&self) -> bool {
         !self.ports.is_empty() || !self.probes.is_empty()
+    }
+
+    /// The named volumes that it has, each once.
+    #[must_use]
+    pub fn named_volumes(&self) -> BTreeSet<&ObjectName> {
+        let named = self.volumes.iter().filter_map(|it| match &it.source {
+            VolumeSource::Named(volume) => Some(volume),
+            VolumeSource::Memory { .. } => None,
+        });
+        named.collect()
     }
 }
 
@@ -132,13 +142,25 @@ impl ReadinessProbe {
     }
 }
 
-/// A memory file system that the containers share.
+/// What the containers share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
     /// Unique in the sandbox.
     pub name: VolumeName,
-    /// Its size.
-    pub size: Bytes,
+    /// Where its files are.
+    pub source: VolumeSource,
+}
+
+/// Where a volume's files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeSource {
+    /// In memory, gone with the sandbox.
+    Memory {
+        /// Its size.
+        size: Bytes,
+    },
+    /// In a named volume, which outlives the sandbox.
+    Named(ObjectName),
 }
 
 /// A container.

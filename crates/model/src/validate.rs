@@ -8,12 +8,16 @@ use crate::spec::EnvEntry;
 use crate::units::Bytes;
 
 mod mounts;
+mod volume_source;
 pub use mounts::{MountPathRule, TmpfsOptions, mount_path, tmpfs_options};
+pub use volume_source::{WrittenSource, volume_source};
 
 /// Most containers of one sandbox. They share a network and a life; far more than any pod in use, few enough to start within seconds.
 pub const MAX_CONTAINERS: usize = 32;
 /// Most volumes of one sandbox, and most mounts of one container.
 pub const MAX_MOUNTS: usize = 64;
+/// Most named volumes of one sandbox: each costs a descriptor of the one message that begins it.
+pub const MAX_NAMED_VOLUMES: usize = 16;
 /// Most labels, or words of a command.
 pub const MAX_LABELS: usize = 64;
 /// Longest label key or value. SOURCE: Kubernetes allows 253 + 1 + 63 for a key and 63 for a value; one bound for both here.

@@ -13,6 +13,8 @@ pub mod gvisor_host;
 mod sandbox_network;
 pub mod shim;
 pub mod sim;
+mod volume_disks;
 
 pub use contract::*;
 pub use sandbox_network::{HoldError, SandboxNetwork};
+pub use volume_disks::{FoundVolume, VolumeDisks};

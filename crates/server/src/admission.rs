@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 
 use atoll_model::egress::Grant;
 use atoll_model::ids::{SandboxName, VolumeName};
-use atoll_model::spec::{Class, Container, Network, ReadinessProbe, SandboxSpec, Volume};
+use atoll_model::spec::{
+    Class, Container, Network, ReadinessProbe, SandboxSpec, Volume, VolumeSource,
+};
 use atoll_model::units::Bytes;
 use atoll_model::validate::{self as rules, Problem, Problems};
 use atoll_wire::rest;
@@ -82,7 +84,7 @@ pub(crate) fn read_admitted(spec: &rest::SandboxSpec) -> Result<SandboxSpec, Vec
     }
 }
 
-fn labels(problems: &mut Problems, metadata: &rest::Metadata) {
+pub(crate) fn labels(problems: &mut Problems, metadata: &rest::Metadata) {
     if metadata.labels.len() > rules::MAX_LABELS {
         problems.add(
             "metadata.labels",
@@ -295,11 +297,23 @@ fn volumes(problems: &mut Problems, volumes: &[rest::VolumeSpec]) -> Vec<Volume>
     let one = |(index, volume): (usize, &rest::VolumeSpec)| {
         let path = format!("spec.volumes[{index}]");
         let name = problems.take(&format!("{path}.name"), volume.name.parse::<VolumeName>());
-        let size = rules::bytes_between(&volume.ephemeral_storage, Bytes(4096), rules::MAX_BYTES);
-        let size = problems.take(&format!("{path}.ephemeral_storage"), size);
-        Some(Volume { name: name?, size: size? })
+        let source = rules::volume_source(rules::WrittenSource {
+            ephemeral_storage: volume.ephemeral_storage.as_deref(),
+            volume: volume.volume.as_deref(),
+        });
+        let source = source.map_err(|(field, refused)| {
+            let at = if field.is_empty() { path.clone() } else { format!("{path}.{field}") };
+            problems.add(at, refused.to_string());
+        });
+        Some(Volume { name: name?, source: source.ok()? })
     };
-    volumes.iter().enumerate().filter_map(one).collect()
+    let read: Vec<Volume> = volumes.iter().enumerate().filter_map(one).collect();
+    let named = read.iter().filter(|it| matches!(it.source, VolumeSource::Named(_))).count();
+    if named > rules::MAX_NAMED_VOLUMES {
+        let most = rules::MAX_NAMED_VOLUMES;
+        problems.add("spec.volumes", format!("name {named} volumes, at most {most} are allowed"));
+    }
+    read
 }
 
 fn containers(

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use atoll_model::egress::Grant;
 use atoll_model::ports::PortRange;
 use atoll_model::rate::RateLimit;
-use atoll_runtime::{Runtime, RuntimeClass, SandboxNetwork};
+use atoll_runtime::{Runtime, RuntimeClass, SandboxNetwork, VolumeDisks};
 
 use crate::data_dir::{DataDir, DataDirError};
 use crate::images::ImageSource;
@@ -94,6 +94,8 @@ pub struct ServerConfig {
     pub network: Result<(), String>,
     /// The instance's network where there is one, also one that only sandboxes from before have.
     pub sandbox_network: Option<Arc<dyn SandboxNetwork>>,
+    /// Where named volumes are kept; `None`: this server has none.
+    pub volume_disks: Option<Arc<dyn VolumeDisks>>,
     /// This machine's labels: what selectors are matched against.
     pub node_labels: BTreeMap<String, String>,
     /// Ports of this host that may be published.

@@ -8,6 +8,7 @@
 //! | `server.json` | `wire::rest::ServerRecord`: address and process, while it serves |
 //! | `store/atoll.db` | objects and events, SQLite |
 //! | `sandboxes/<uid>/` | one sandbox, see `wire::shim` |
+//! | `volumes/<uid>/` | one named volume: its disk, and `condemned` once it is to go |
 //! | `quarantine/` | sandbox directories and store records that could not be believed, whole |
 //! | `images/` | the image store |
 //! | `bin/<digest>/` | the guest and shim programs; a version stays while sandboxes use it |

@@ -21,6 +21,7 @@ mod serve;
 mod store;
 mod time;
 mod traces;
+mod volumes;
 
 use std::num::NonZero;
 use std::sync::{Arc, Mutex};
@@ -107,6 +108,7 @@ fn context(
         missing: offer.missing.clone(),
         network: config.sandbox_network.clone(),
         ports: ports::PortBook::new(config.port_range, first_port),
+        volumes: volumes::Volumes::new(config.volume_disks.clone()),
         node_name: config.node_name.clone(),
         node_labels: config.node_labels.clone(),
         launches: Arc::new(Semaphore::new(

@@ -1,8 +1,12 @@
 //! From a specification and its images to what a shim is to run. Pure: the same input gives the same plan.
 
+use std::collections::BTreeMap;
+
 use atoll_model::egress::Grant;
-use atoll_model::ids::{SandboxName, SandboxUid};
-use atoll_model::spec::{Command, Container, Init, Network, SandboxSpec, Signal, Tmpfs};
+use atoll_model::ids::{ObjectName, SandboxName, SandboxUid};
+use atoll_model::spec::{
+    Command, Container, Init, Network, SandboxSpec, Signal, Tmpfs, Volume, VolumeSource,
+};
 use atoll_model::units::Bytes;
 use atoll_sys::capabilities::CapabilitySet;
 use atoll_wire::guest::{ProcessSpec, TerminalSize};
@@ -28,6 +32,9 @@ const MAX_BOOST_MILLIS_WITHOUT_PROBE: u64 = 2000;
 const WORKLOAD_OOM_SCORE: i32 = 500;
 /// SOURCE: the kernel's default terminal size is 0x0; 24 by 80 is what programs assume then.
 const DEFAULT_TERMINAL: TerminalSize = TerminalSize { rows: 24, columns: 80 };
+
+/// The uids of named volumes that a sandbox has.
+pub(crate) type NamedVolumes = BTreeMap<ObjectName, String>;
 
 /// An image and who its container runs as.
 pub(crate) struct PlannedImage {
@@ -91,6 +98,7 @@ pub(crate) fn plan(
     name: &SandboxName,
     spec: &SandboxSpec,
     images: &[PlannedImage],
+    named_volumes: &NamedVolumes,
 ) -> Result<SandboxPlan, PlanError> {
     if images.len() != spec.containers.len() {
         return Err(PlanError::Mismatch {
@@ -104,10 +112,7 @@ pub(crate) fn plan(
         containers.map(|(container, image)| plan_container(container, image, &hostname));
     let memory: u64 =
         spec.containers.iter().map(|it| it.resources.memory.0).fold(0, u64::saturating_add);
-    let volume = |it: &atoll_model::spec::Volume| VolumePlan {
-        name: it.name.to_string(),
-        size_bytes: it.size.0,
-    };
+    let volume = |it: &Volume| plan_volume(it, named_volumes);
     Ok(SandboxPlan {
         uid: uid.to_string(),
         containers: containers.collect::<Result<_, _>>()?,
@@ -149,7 +154,7 @@ pub(crate) fn plan_without_commands(
         container.command = Command::Replace(vec!["-".to_owned()]);
     }
     // Cannot fail: every container has a command now, and an image each. An empty plan would refuse every further process.
-    plan(uid, name, &named, images).unwrap_or_else(|_| SandboxPlan {
+    plan(uid, name, &named, images, &NamedVolumes::new()).unwrap_or_else(|_| SandboxPlan {
         uid: uid.to_string(),
         hostname: String::new(),
         containers: Vec::new(),
@@ -160,6 +165,18 @@ pub(crate) fn plan_without_commands(
         grants: Vec::new(),
         ports: Vec::new(),
     })
+}
+
+fn plan_volume(volume: &Volume, named_volumes: &NamedVolumes) -> VolumePlan {
+    let name = volume.name.to_string();
+    let (size_bytes, source) = match &volume.source {
+        VolumeSource::Memory { size } => (size.0, shim::VolumeSource::Memory),
+        VolumeSource::Named(id) => {
+            let uid = named_volumes.get(id).cloned().unwrap_or_default();
+            (0, shim::VolumeSource::Named(uid))
+        }
+    };
+    VolumePlan { name, size_bytes, source }
 }
 
 fn plan_container(

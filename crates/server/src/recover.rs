@@ -19,6 +19,7 @@ use crate::store::{BadRecord, NewEvent, Write};
 pub(crate) async fn recover(context: &Arc<Context>, bad: Vec<BadRecord>) {
     report(context, bad).await;
     let (records, _) = context.store.sandboxes();
+    context.volumes.recover(&context.store).await;
     hold_ports(context, &records).await;
     let mut known: HashSet<String> = HashSet::new();
     let mut waiters = Vec::new();
@@ -96,6 +97,9 @@ async fn report(context: &Context, bad: Vec<BadRecord>) {
 async fn take_up(context: &Arc<Context>, record: &Arc<Sandbox>) -> Option<oneshot::Receiver<()>> {
     match subject(record) {
         Ok(subject) => {
+            if !Phase::from_name(&record.status.phase).is_some_and(Phase::is_over) {
+                context.volumes.rebind(subject.uid, &record.id, &subject.spec);
+            }
             let (recovered, waiter) = oneshot::channel();
             owner::begin(context, subject, Begin::Recovered(recovered));
             Some(waiter)

@@ -44,6 +44,8 @@ pub struct Resources {
     pub sysfs: Option<OwnedFd>,
     /// The disks by container name, each a mount that stands nowhere.
     pub disks: Vec<(String, OwnedFd)>,
+    /// The named volumes by the plan's name for them, each a mount that stands nowhere.
+    pub volumes: Vec<(String, OwnedFd)>,
 }
 
 /// The descriptors of a container's first process. They block, and outputs are FIFOs opened for reading and writing, so that the

@@ -99,6 +99,9 @@ fn read_request(packet: &[u8], descriptors: Vec<OwnedFd>) -> Result<(SpawnReques
             }
             DescriptorRole::Sysfs => given.resources.sysfs = Some(descriptor),
             DescriptorRole::Disk(name) => given.resources.disks.push((name.clone(), descriptor)),
+            DescriptorRole::Volume(name) => {
+                given.resources.volumes.push((name.clone(), descriptor));
+            }
         }
     }
     Ok((request, given))

@@ -21,7 +21,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen,
 };
 
-use crate::loop_device::{LoopDevice, LoopError, LoopOptions, attach};
+use crate::loop_device::{self, LoopDevice, LoopError, LoopOptions, attach};
 
 /// Below this mkfs.ext4 leaves hardly any room (guess: 1 MiB works, but is half tables).
 const SMALLEST_BYTES: u64 = 4 << 20;
@@ -36,6 +36,19 @@ const TOOL_PATH: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
 /// writing of inode tables, which would only unsparse the image.
 pub const SANDBOX_DISK_OPTIONS: [(&str, Option<&str>); 3] =
     [("nobarrier", None), ("noinit_itable", None), ("errors", Some("remount-ro"))];
+
+/// ext4 options for a disk that outlives sandboxes, and a crash of its host: with write barriers.
+pub const LASTING_DISK_OPTIONS: [(&str, Option<&str>); 2] =
+    [("noinit_itable", None), ("errors", Some("remount-ro"))];
+
+/// What becomes of a disk when its host crashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Nobody reads it again: no journal.
+    Passing,
+    /// It is mounted again: with a journal, so that it is whole then.
+    Lasting,
+}
 
 /// A disk could not be made or mounted.
 #[derive(Debug, thiserror::Error)]
@@ -103,11 +116,24 @@ impl TemplateImage {
     /// Finds or makes the template of a size in `dir` (about 10 ms when it is made). Safe to call from several processes at
     /// once: a template appears whole or not at all. The size is cut to a multiple of 4096.
     pub fn prepare(dir: &Path, size_bytes: u64) -> Result<Self, DiskError> {
+        Self::prepare_for(dir, size_bytes, Durability::Passing)
+    }
+
+    /// The same, for disks that are to be read after a crash too.
+    pub fn prepare_for(
+        dir: &Path,
+        size_bytes: u64,
+        durability: Durability,
+    ) -> Result<Self, DiskError> {
         if size_bytes < SMALLEST_BYTES {
             return Err(DiskError::TooSmall { size_bytes });
         }
         let size_bytes = size_bytes - size_bytes % BLOCK_BYTES;
-        let path = dir.join(format!("template-v{TEMPLATE_FORMAT}-{size_bytes}.ext4"));
+        let kind = match durability {
+            Durability::Passing => "template",
+            Durability::Lasting => "template-lasting",
+        };
+        let path = dir.join(format!("{kind}-v{TEMPLATE_FORMAT}-{size_bytes}.ext4"));
         if fs::metadata(&path).is_ok_and(|found| found.len() == size_bytes) {
             return Ok(Self { path, size_bytes });
         }
@@ -115,7 +141,7 @@ impl TemplateImage {
         let file = create_new(&half_made.0)?;
         file.set_len(size_bytes)
             .map_err(|source| DiskError::io("set the size of", &half_made.0, source))?;
-        make_file_system(&half_made.0)?;
+        make_file_system(&half_made.0, durability)?;
         file.sync_all().map_err(|source| DiskError::io("sync", &half_made.0, source))?;
         fs::rename(&half_made.0, &path)
             .map_err(|source| DiskError::io("rename a new template to", &path, source))?;
@@ -186,14 +212,19 @@ fn create_new(path: &Path) -> Result<File, DiskError> {
         .map_err(|source| DiskError::io("create", path, source))
 }
 
-fn make_file_system(path: &Path) -> Result<(), DiskError> {
+fn make_file_system(path: &Path, durability: Durability) -> Result<(), DiskError> {
+    let features = match durability {
+        // A sandbox's disk is not read after a crash.
+        Durability::Passing => "^has_journal,^resize_inode",
+        Durability::Lasting => "has_journal,^resize_inode",
+    };
     let output = Command::new("mkfs.ext4")
         .env_clear()
         .env("PATH", TOOL_PATH)
         .env("LC_ALL", "C")
         .args(["-q", "-F", "-b", "4096"])
-        // No journal: a sandbox's disk is not read after a crash. No room for growing: it never grows.
-        .args(["-O", "^has_journal,^resize_inode"])
+        // No room for growing: it never grows.
+        .args(["-O", features])
         .args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"])
         // Nothing kept back for root, who is the guest's root; an inode for each 8 KiB suits trees of small files.
         .args(["-m", "0", "-i", "8192", "-I", "256"])
@@ -266,6 +297,23 @@ pub fn mount_image(image: &File, path: &Path) -> Result<OwnedFd, DiskError> {
     let device = attach(image, path, LoopOptions { direct_io: true })
         .map_err(|source| DiskError::Loop { path: path.into(), source })?;
     mount_detached(&device, &SANDBOX_DISK_OPTIONS)
+}
+
+/// Mounts an image that outlives its users, as often as they are: each mount is of one and the same file system, also where an earlier
+/// process mounted it. Two devices on one image would destroy it, so calls for one image must come one after the other. The image's
+/// file keeps the name that `path` ends with, its last two parts, while it is mounted.
+///
+/// # Errors
+/// [`DiskError`].
+pub fn mount_lasting_image(image: &File, path: &Path) -> Result<OwnedFd, DiskError> {
+    let failed = |source| DiskError::Loop { path: path.into(), source };
+    let parent = path.parent().and_then(Path::file_name).unwrap_or_default();
+    let name = Path::new(parent).join(path.file_name().unwrap_or_default());
+    let device = match loop_device::find(image, &name).map_err(failed)? {
+        Some(device) => device,
+        None => attach(image, path, LoopOptions { direct_io: true }).map_err(failed)?,
+    };
+    mount_detached(&device, &LASTING_DISK_OPTIONS)
 }
 
 /// Tries for real in `dir`, the directory that will hold the images: makes, mounts and forgets a small one (about 20 ms).

@@ -117,6 +117,45 @@ pub fn attached() -> Result<Vec<(PathBuf, PathBuf)>, LoopError> {
     Ok(found)
 }
 
+/// The device that is attached to this very file already, kept attached by what this gives. `name` is the end of the file's path, by which
+/// the kernel's list is searched: a file that others may have attached under another name is not found.
+///
+/// # Errors
+/// [`LoopError`] when the devices cannot be listed or the file not looked at.
+pub fn find(file: &File, name: &Path) -> Result<Option<LoopDevice>, LoopError> {
+    let wanted = rustix::fs::fstat(file).map_err(|errno| LoopError::io("look at", name, errno))?;
+    for (path, backing) in attached()? {
+        if !backing.ends_with(name) {
+            continue;
+        }
+        // One that is being detached cannot be opened, or has no file any more: it is nobody's.
+        let Ok(device) = open_read_write(&path) else { continue };
+        let Ok(status) = status(&device) else { continue };
+        // SOURCE: drivers/block/loop.c tells the file's device as fstat(2) does (huge_encode_dev).
+        if (status.lo_device, status.lo_inode) == (wanted.st_dev, wanted.st_ino) {
+            return Ok(Some(LoopDevice { fd: device.into(), path }));
+        }
+    }
+    Ok(None)
+}
+
+fn status(device: &File) -> std::io::Result<uapi::loop_info64> {
+    let mut status = std::mem::MaybeUninit::<uapi::loop_info64>::zeroed();
+    // SAFETY: LOOP_GET_STATUS64 writes one `loop_info64`, for which there is room until the call returns.
+    let answer = unsafe {
+        libc::ioctl(
+            device.as_raw_fd(),
+            libc::Ioctl::from(uapi::LOOP_GET_STATUS64),
+            status.as_mut_ptr(),
+        )
+    };
+    if answer < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: it is plain numbers, all of them written by the kernel or zero.
+    Ok(unsafe { status.assume_init() })
+}
+
 fn open_read_write(path: &Path) -> Result<File, LoopError> {
     OpenOptions::new()
         .read(true)

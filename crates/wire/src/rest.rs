@@ -8,9 +8,11 @@ mod server;
 mod status;
 mod stream;
 pub mod strict;
+mod volume;
 
 pub use external::*;
 pub use manifest::*;
 pub use server::*;
 pub use status::*;
 pub use stream::*;
+pub use volume::*;

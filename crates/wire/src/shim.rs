@@ -12,6 +12,7 @@
 //! | `container.<name>/stdout`, `stderr` | shim | with `init: image`: the command's output, two FIFOs |
 //! | `container.<name>/disk.ext4` | server | the writable layer's disk: an image |
 //! | `container.<name>/disk` | server | the same, of the other kinds of [`DiskBackend`] |
+//! | `gvisor/volumes` | shim | engine gvisor: where named volumes are mounted, for this shim alone |
 //! | `gvisor/container.<name>/disk` | shim | engine gvisor: where that disk is mounted, for this shim alone |
 //! | `logs/<container>.log[.1]` | shim | [`crate::log`] |
 //!
@@ -86,7 +87,7 @@ pub struct SandboxPlan {
     pub hostname: String,
     /// At least one; they share network, IPC and hostname.
     pub containers: Vec<ContainerPlan>,
-    /// Memory file systems that containers share, gone with the sandbox.
+    /// What containers share.
     pub volumes: Vec<VolumePlan>,
     /// Size of /dev/shm, which the containers share.
     pub shm_bytes: u64,
@@ -198,14 +199,31 @@ pub struct ContainerLimits {
     pub pids: u64,
 }
 
-/// A memory file system that containers of the sandbox share.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What containers of the sandbox share.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct VolumePlan {
     /// A checked volume name.
     pub name: String,
-    /// Its size.
+    /// Its size; of a named volume 0, which has a limit of its own.
     pub size_bytes: u64,
+    /// Where its files are; before there was a choice they were in memory.
+    #[serde(default)]
+    pub source: VolumeSource,
 }
+
+/// Where the files of a volume are.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeSource {
+    /// In memory, gone with the sandbox.
+    #[default]
+    Memory,
+    /// In the named volume with this uid, which outlives the sandbox: it comes as a descriptor.
+    Named(String),
+}
+
+/// Most named volumes of a sandbox: descriptors of one packet are few.
+pub const MAX_NAMED_VOLUMES: usize = 16;
 
 /// Where a volume stands in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -321,6 +339,8 @@ pub enum DescriptorRole {
     Sysfs,
     /// The disk of the container of that name, a file system or directory mounted nowhere.
     Disk(String),
+    /// The named volume that the plan's volume of that name stands for, mounted nowhere.
+    Volume(String),
 }
 
 /// The packet to a spawner.

@@ -23,12 +23,13 @@ pub(crate) use image::{
 };
 pub(crate) use instance::{CompletionArgs, DoctorArgs, DownArgs, NetworkMode, UpArgs, VersionArgs};
 pub(crate) use objects::{
-    CreateArgs, DeleteArgs, DescribeArgs, EventsArgs, GetArgs, LogsArgs, WaitArgs,
+    CreateArgs, CreateObject, CreateVolumeArgs, DeleteArgs, DescribeArgs, EventsArgs, GetArgs,
+    LogsArgs, WaitArgs,
 };
 pub(crate) use process::{AttachArgs, ExecArgs, RunArgs};
 pub(crate) use values::{
-    ListFormat, ObjectReference, PlainFormat, PublishedPort, PullPolicy, ResourceKind,
-    WaitCondition,
+    ListFormat, MountedVolume, ObjectReference, PlainFormat, PublishedPort, PullPolicy,
+    ResourceKind, WaitCondition,
 };
 
 /// Where state lies when nothing else is said. SOURCE: the file hierarchy standard.
@@ -99,7 +100,7 @@ pub(crate) enum Command {
     /// Print what a sandbox has written
     #[command(visible_alias = "log")]
     Logs(LogsArgs),
-    /// Create sandboxes from manifests
+    /// Create objects from manifests, or a volume
     Create(CreateArgs),
     /// List objects, or show one
     Get(GetArgs),

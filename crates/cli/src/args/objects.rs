@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use super::values::{
-    ListFormat, ObjectReference, ObjectSelector, PlainFormat, WaitCondition, duration, name,
+    ListFormat, ObjectReference, ObjectSelector, PlainFormat, WaitCondition, duration, label, name,
 };
 
 /// Flags of `atoll create`.
@@ -26,9 +26,14 @@ use super::values::{
 
 Examples:
   atoll create -f work.yaml --wait
-  generate-manifests | atoll create -f -"
+  generate-manifests | atoll create -f -
+  atoll create volume data --size 1Gi"
 )]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct CreateArgs {
+    #[command(subcommand)]
+    pub(crate) object: Option<CreateObject>,
+
     /// Manifest files; - is standard input
     #[arg(short, long = "filename", value_name = "FILE", required = true)]
     pub(crate) filename: Vec<PathBuf>,
@@ -42,6 +47,31 @@ pub(crate) struct CreateArgs {
     pub(crate) output: PlainFormat,
 }
 
+/// Objects that need no manifest.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum CreateObject {
+    /// Create a volume: files that outlive sandboxes, with a limit
+    Volume(CreateVolumeArgs),
+}
+
+/// Flags of `atoll create volume`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:
+  atoll create volume data --size 1Gi && atoll run -v data:/data busybox -- touch /data/here")]
+pub(crate) struct CreateVolumeArgs {
+    /// Its name
+    #[arg(value_name = "NAME", value_parser = name)]
+    pub(crate) name: String,
+
+    /// Most that its files may take, such as 1Gi
+    #[arg(long, value_name = "QUANTITY", allow_negative_numbers = true)]
+    pub(crate) size: String,
+
+    /// A label
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) label: Vec<(String, String)>,
+}
+
 /// Flags of `atoll get`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:
@@ -50,7 +80,7 @@ pub(crate) struct CreateArgs {
   atoll get sandboxes -l app=web,tier!=test
   atoll get sandboxes --watch -o json")]
 pub(crate) struct GetArgs {
-    /// sandbox, image, node or external; or one object as KIND/NAME
+    /// sandbox, volume, image, node or external; or one object as KIND/NAME
     #[arg(value_name = "KIND[/NAME]")]
     pub(crate) selector: ObjectSelector,
 

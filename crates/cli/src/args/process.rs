@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::values::{PublishedPort, PullPolicy, duration, environment_entry, name, published_port};
+use super::values::{
+    MountedVolume, PublishedPort, PullPolicy, duration, environment_entry, mounted_volume, name,
+    published_port,
+};
 
 /// Flags of `atoll run`.
 #[derive(Debug, Clone, Args)]
@@ -41,9 +44,9 @@ pub(crate) struct RunArgs {
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(crate) user: Option<String>,
 
-    /// Mount a volume: not enforced yet, so refused
-    #[arg(short, long = "volume", value_name = "VOLUME:PATH")]
-    pub(crate) volume: Vec<String>,
+    /// Mount a volume, which `atoll create volume` makes and which outlives the sandbox
+    #[arg(short, long = "volume", value_name = "VOLUME:PATH[:ro]", value_parser = mounted_volume)]
+    pub(crate) volume: Vec<MountedVolume>,
 
     /// CPUs it may use, such as 0.5 or 2
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Limits")]

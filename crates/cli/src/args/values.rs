@@ -17,6 +17,8 @@ pub(crate) enum ResourceKind {
     Node,
     /// By which name a node is reached from outside.
     External,
+    /// A volume that outlives sandboxes.
+    Volume,
 }
 
 impl ResourceKind {
@@ -27,6 +29,7 @@ impl ResourceKind {
             Self::Image => "image",
             Self::Node => "node",
             Self::External => "external",
+            Self::Volume => "volume",
         }
     }
 }
@@ -40,8 +43,9 @@ impl FromStr for ResourceKind {
             "image" | "images" | "img" => Ok(Self::Image),
             "node" | "nodes" | "n" => Ok(Self::Node),
             "external" | "externals" | "ext" | "e" => Ok(Self::External),
+            "volume" | "volumes" | "vol" | "v" => Ok(Self::Volume),
             _ => Err(format!(
-                "{text:?} is no kind of object: there are sandbox, image, node and external"
+                "{text:?} is no kind of object: there are sandbox, volume, image, node and external"
             )),
         }
     }
@@ -97,6 +101,39 @@ pub(crate) fn published_port(text: &str) -> Result<PublishedPort, String> {
         None => (None, number(ports)?),
     };
     Ok(PublishedPort { host_port, container_port, protocol })
+}
+
+/// A volume to mount: `VOLUME:PATH[:ro]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MountedVolume {
+    pub(crate) volume: String,
+    pub(crate) path: String,
+    pub(crate) read_only: bool,
+}
+
+/// Reads a volume to mount. A path of the host is none: sandboxes have no files of the host.
+pub(crate) fn mounted_volume(text: &str) -> Result<MountedVolume, String> {
+    let malformed = || {
+        format!("{text:?} is no volume to mount: write VOLUME:PATH[:ro], for example data:/data")
+    };
+    let mut parts = text.split(':');
+    let (Some(volume), Some(path)) = (parts.next(), parts.next()) else {
+        return Err(malformed());
+    };
+    let read_only = match parts.next() {
+        None | Some("rw") => false,
+        Some("ro") => true,
+        Some(_) => return Err(malformed()),
+    };
+    if volume.contains('/') {
+        return Err(format!(
+            "{volume:?} is no volume's name: files of this machine cannot be mounted; use `atoll create volume` and `atoll cp`"
+        ));
+    }
+    if volume.is_empty() || !path.starts_with('/') || parts.next().is_some() {
+        return Err(malformed());
+    }
+    Ok(MountedVolume { volume: volume.to_owned(), path: path.to_owned(), read_only })
 }
 
 /// All objects of a kind, or one: `KIND` or `KIND/NAME`.
@@ -267,6 +304,17 @@ mod tests {
         for wrong in ["", "0", "80:", ":80", "1:2:3", "80/sctp", "65536", "-1", "127.0.0.1:80:80"] {
             assert!(published_port(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_volume_to_mount_has_a_name_and_a_path_inside() {
+        let volume = mounted_volume("data:/srv/data").unwrap();
+        assert_eq!((volume.volume.as_str(), volume.path.as_str()), ("data", "/srv/data"));
+        assert!(!volume.read_only && mounted_volume("data:/srv:ro").unwrap().read_only);
+        for wrong in ["", "data", "data:", ":/srv", "data:srv", "data:/srv:x", "data:/srv:ro:"] {
+            assert!(mounted_volume(wrong).is_err(), "{wrong}");
+        }
+        assert!(mounted_volume("/etc:/etc").unwrap_err().contains("cannot be mounted"));
     }
 
     #[test]

@@ -6,7 +6,9 @@ mod process;
 
 use std::time::Duration;
 
-use atoll_wire::rest::{CreateSandbox, Deleted, Items, Sandbox, SandboxEnvelope};
+use atoll_wire::rest::{
+    CreateSandbox, Deleted, Items, NamedVolume, NamedVolumeEnvelope, Sandbox, SandboxEnvelope,
+};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -121,6 +123,17 @@ impl Client {
         self.get("/api/v1/sandboxes").await
     }
 
+    /// A volume.
+    pub(crate) async fn volume(&self, name: &str) -> Result<NamedVolume, ClientError> {
+        let envelope: NamedVolumeEnvelope = self.get(&volume_path(name)).await?;
+        Ok(envelope.volume)
+    }
+
+    /// All volumes.
+    pub(crate) async fn volumes(&self) -> Result<Items<NamedVolume>, ClientError> {
+        self.get("/api/v1/volumes").await
+    }
+
     /// Deletes a sandbox; returns once nothing is left of it.
     pub(crate) async fn delete_sandbox(&self, name: &str) -> Result<(), ClientError> {
         let request = self.request(Method::DELETE, &sandbox_path(name));
@@ -132,6 +145,11 @@ impl Client {
 /// The path of a sandbox.
 pub(crate) fn sandbox_path(name: &str) -> String {
     format!("/api/v1/sandboxes/{}", encoded(name))
+}
+
+/// The path of a volume.
+pub(crate) fn volume_path(name: &str) -> String {
+    format!("/api/v1/volumes/{}", encoded(name))
 }
 
 /// A path with a query; values are encoded, entries with `None` are left out.

@@ -6,7 +6,7 @@ use reqwest::Method;
 
 use super::{FAILURE, Outcome, SUCCESS, connect};
 use crate::args::{ConnectionArgs, DeleteArgs, ObjectReference, ResourceKind};
-use crate::client::{Client, ClientError, encoded, with_query};
+use crate::client::{Client, ClientError, encoded, volume_path, with_query};
 use crate::output;
 
 /// Deletions at the same time.
@@ -73,6 +73,9 @@ async fn all_of(client: &Client, kind: ResourceKind) -> anyhow::Result<Vec<Objec
             let externals: Items<External> = client.get("/api/v1/externals").await?;
             externals.items.into_iter().map(|external| external.id).collect()
         }
+        ResourceKind::Volume => {
+            client.volumes().await?.items.into_iter().map(|volume| volume.id).collect()
+        }
         ResourceKind::Node => {
             anyhow::bail!("this machine cannot be deleted: end it with `atoll down`")
         }
@@ -92,6 +95,11 @@ async fn delete_one(client: &Client, target: &ObjectReference) -> Result<(), Cli
             let _: Deleted = client.json(client.request(Method::DELETE, &path)).await?;
             Ok(())
         }
-        _ => client.delete_sandbox(&target.name).await,
+        ResourceKind::Volume => {
+            let request = client.request(Method::DELETE, &volume_path(&target.name));
+            let _: Deleted = client.json(request).await?;
+            Ok(())
+        }
+        ResourceKind::Sandbox | ResourceKind::Node => client.delete_sandbox(&target.name).await,
     }
 }

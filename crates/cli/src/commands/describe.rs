@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 
 use atoll_wire::rest::{
-    AssignedPort, ContainerSpec, ContainerStatus, Event, ExternalEnvelope, ImageInfo, NodeInfo,
-    Sandbox, Timeline,
+    AssignedPort, ContainerSpec, ContainerStatus, Event, ExternalEnvelope, ImageInfo, NamedVolume,
+    NodeInfo, Sandbox, Timeline,
 };
 use jiff::Timestamp;
 
-use super::get::phase_colour;
+use super::get::{phase_colour, volume_colour};
 use super::{Outcome, SUCCESS, connect, events};
 use crate::args::{ConnectionArgs, DescribeArgs, ResourceKind};
 use crate::client::{encoded, with_query};
@@ -45,6 +45,12 @@ pub(super) async fn describe(args: DescribeArgs, connection: &ConnectionArgs) ->
                 let it = found.external;
                 format!("{}: node {} is reached as {}\n", it.id, it.node_id, it.external)
             }
+            ResourceKind::Volume => {
+                let volume = client.volume(&object.name).await?;
+                let reference = format!("volume/{}", object.name);
+                let events = events::of_object(&client, Some(&reference)).await?;
+                volume_text(&volume, &events.items, styles, Timestamp::now())
+            }
             ResourceKind::Node => node_text(&client.get::<NodeInfo>("/api/v1/node").await?, styles),
         };
         output::print(&text)?;
@@ -78,6 +84,14 @@ impl Text {
         table.row(vec![Cell::new(format!("  {key}:")), value]);
         let mut widths = vec![16];
         self.out.push_str(&table.render_with(self.styles, &mut widths, false));
+    }
+
+    fn events(&mut self, events: &[Event], now: Timestamp) {
+        if !events.is_empty() {
+            self.heading("Events");
+            let shown = &events[events.len().saturating_sub(MAX_EVENTS)..];
+            self.table(&events::table(shown, "AGE", |event| age_since(&event.time, now)));
+        }
     }
 
     fn table(&mut self, table: &Table) {
@@ -142,11 +156,7 @@ fn sandbox_text(sandbox: &Sandbox, events: &[Event], styles: Styles, now: Timest
         text.heading("Timeline");
         timeline_bars(&mut text, timeline);
     }
-    if !events.is_empty() {
-        text.heading("Events");
-        let shown = &events[events.len().saturating_sub(MAX_EVENTS)..];
-        text.table(&events::table(shown, "AGE", |event| age_since(&event.time, now)));
-    }
+    text.events(events, now);
     text.out
 }
 
@@ -270,6 +280,28 @@ fn image_text(image: &ImageInfo, styles: Styles) -> anyhow::Result<String> {
         }
     }
     Ok(text.out)
+}
+
+fn volume_text(volume: &NamedVolume, events: &[Event], styles: Styles, now: Timestamp) -> String {
+    let status = &volume.status;
+    let mut text = Text { out: String::new(), styles };
+    text.out.push_str(&styles.paint(Colour::Strong, &format!("volume/{}\n", volume.id)));
+    text.cell("Phase", Cell::coloured(&status.phase, volume_colour(&status.phase)));
+    text.optional("Last error", status.last_error.as_ref());
+    text.line("Size", &volume.spec.size);
+    if let (Some(used), Some(limit)) = (status.used_bytes, status.limit_bytes) {
+        text.line("Used", format!("{} of {}", human_bytes(used), human_bytes(limit)));
+    }
+    text.optional("Backend", status.backend.as_ref());
+    text.line("Used by", status.used_by.join(", "));
+    let age = age_since(&volume.created_at, now);
+    text.line("Created", format!("{} ({age} ago)", volume.created_at));
+    text.line("Uid", &volume.uid);
+    for (key, value) in &volume.metadata.labels {
+        text.line("Label", format!("{key}={value}"));
+    }
+    text.events(events, now);
+    text.out
 }
 
 fn node_text(node: &NodeInfo, styles: Styles) -> String {

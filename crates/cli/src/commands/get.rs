@@ -1,7 +1,8 @@
 //! `atoll get`: tables of objects, or the objects as the API has them; once, or as they change.
 
 use atoll_wire::rest::{
-    AssignedPort, External, ExternalEnvelope, ImageInfo, Items, NodeInfo, Sandbox, WatchEvent,
+    AssignedPort, External, ExternalEnvelope, ImageInfo, Items, NamedVolume, NodeInfo, Sandbox,
+    WatchEvent,
 };
 use jiff::Timestamp;
 use reqwest::Method;
@@ -52,6 +53,12 @@ pub(super) async fn get(args: GetArgs, connection: &ConnectionArgs) -> Outcome {
             let path = format!("/api/v1/externals/{}", encoded(name));
             let found: ExternalEnvelope = client.get(&path).await?;
             show_one(found.external, args.output, external_table)
+        }
+        (ResourceKind::Volume, None) => {
+            show_list(&client.volumes().await?, args.output, volume_table)
+        }
+        (ResourceKind::Volume, Some(name)) => {
+            show_one(client.volume(name).await?, args.output, volume_table)
         }
         (ResourceKind::Node, name) => {
             let node: NodeInfo = client.get("/api/v1/node").await?;
@@ -310,6 +317,42 @@ fn external_table(externals: &[External], _: bool) -> Table {
         table.row([&it.id, &it.node_id, &it.external, &age].map(Cell::new).into());
     }
     table
+}
+
+/// Bytes that are used are known of a single one only.
+fn volume_table(volumes: &[NamedVolume], wide: bool) -> Table {
+    let mut table = if wide {
+        Table::new(&["NAME", "PHASE", "SIZE", "USED", "USED BY", "AGE", "BACKEND", "UID"])
+    } else {
+        Table::new(&["NAME", "PHASE", "SIZE", "USED", "USED BY", "AGE"])
+    };
+    let now = Timestamp::now();
+    for volume in volumes {
+        let status = &volume.status;
+        let mut cells = vec![
+            Cell::new(&volume.id),
+            Cell::coloured(&status.phase, volume_colour(&status.phase)),
+            Cell::figure(&volume.spec.size),
+            Cell::figure(status.used_bytes.map(human_bytes).unwrap_or_default()),
+            Cell::new(status.used_by.join(",")),
+            Cell::new(age_since(&volume.created_at, now)),
+        ];
+        if wide {
+            cells.push(Cell::new(status.backend.clone().unwrap_or_default()));
+            cells.push(Cell::new(&volume.uid));
+        }
+        table.row(cells);
+    }
+    table
+}
+
+/// The colour of a volume's phase.
+pub(super) fn volume_colour(phase: &str) -> Colour {
+    match phase {
+        "Ready" => Colour::Good,
+        "Lost" => Colour::Bad,
+        _ => Colour::Busy,
+    }
 }
 
 fn node_table(nodes: &[NodeInfo], wide: bool) -> Table {

@@ -8,14 +8,14 @@ use std::time::Duration;
 use anyhow::Context;
 use atoll_wire::rest::{
     AttachRequest, ContainerSpec, CreateSandbox, Metadata, PortSpec, ResourceSpec, Sandbox,
-    SandboxEnvelope, SandboxSpec, StopSandbox,
+    SandboxEnvelope, SandboxSpec, StopSandbox, VolumeMountSpec, VolumeSpec,
 };
 use reqwest::Method;
 use tokio::sync::oneshot;
 
 use super::exec::{NOT_BEGUN, explain, not_begun, with_terminal_kind};
 use super::{Outcome, connect, exit_code};
-use crate::args::{ConnectionArgs, PublishedPort, PullPolicy, RunArgs};
+use crate::args::{ConnectionArgs, MountedVolume, PublishedPort, PullPolicy, RunArgs};
 use crate::client::{Client, sandbox_path, with_query};
 use crate::output::{self, Spinner};
 use crate::terminal::{self, Session, SessionEnd, SignalPath};
@@ -33,8 +33,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs a command in a new sandbox.
 pub(super) async fn run(args: RunArgs, connection: &ConnectionArgs) -> Outcome {
-    refuse_unenforced(&args)?;
     let client = connect(connection)?;
+    if let Err(error) = volumes_are_there(&args, &client).await {
+        return not_begun(error);
+    }
     let sandbox = match client.create_sandbox(&request(&args)).await {
         Ok(sandbox) => sandbox,
         Err(error) => return not_begun(error.into()),
@@ -54,16 +56,38 @@ pub(super) async fn run(args: RunArgs, connection: &ConnectionArgs) -> Outcome {
     }
 }
 
-/// What is not enforced is refused here too, with the flag's own name.
-fn refuse_unenforced(args: &RunArgs) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        args.volume.is_empty(),
-        "-v (volumes) is not yet enforced by this version of atoll, and therefore refused: leave it out"
-    );
+/// The server would wait for a volume that is not there; who types a command had rather hear of it.
+async fn volumes_are_there(args: &RunArgs, client: &Client) -> anyhow::Result<()> {
+    for MountedVolume { volume, .. } in &args.volume {
+        client.volume(volume).await.with_context(|| {
+            format!("-v {volume}: create it first: atoll create volume {volume} --size 1Gi")
+        })?;
+    }
     Ok(())
 }
 
+/// The volumes, and where they stand. One that is mounted twice is one volume.
+fn volumes(args: &RunArgs) -> (Vec<VolumeSpec>, Vec<VolumeMountSpec>) {
+    let mut names: Vec<&String> = args.volume.iter().map(|it| &it.volume).collect();
+    names.sort_unstable();
+    names.dedup();
+    // By number: an id may be longer than a name in a sandbox.
+    let local = |volume: &String| format!("v{}", names.binary_search(&volume).unwrap_or(0));
+    let spec = |volume: &&String| VolumeSpec {
+        name: local(volume),
+        volume: Some((*volume).clone()),
+        ..VolumeSpec::default()
+    };
+    let mount = |it: &MountedVolume| VolumeMountSpec {
+        name: local(&it.volume),
+        mount_path: it.path.clone(),
+        read_only: it.read_only,
+    };
+    (names.iter().map(spec).collect(), args.volume.iter().map(mount).collect())
+}
+
 fn request(args: &RunArgs) -> CreateSandbox {
+    let (volumes, volume_mounts) = volumes(args);
     let container = ContainerSpec {
         name: CONTAINER.to_owned(),
         image: args.image.clone(),
@@ -81,6 +105,7 @@ fn request(args: &RunArgs) -> CreateSandbox {
         stdin: args.interactive,
         tty: args.tty,
         await_attach: true,
+        volume_mounts,
         ..ContainerSpec::default()
     };
     CreateSandbox {
@@ -91,6 +116,7 @@ fn request(args: &RunArgs) -> CreateSandbox {
             detach_ttl_seconds: (!args.keep).then_some(DETACH_TTL_SECONDS),
             egress: args.egress,
             ports: args.publish.iter().map(port).collect(),
+            volumes,
             containers: vec![container],
             ..SandboxSpec::default()
         },

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use atoll_model::rate::RateLimit;
-use atoll_runtime::SandboxNetwork;
 use atoll_runtime::shim::NetworkConfig;
+use atoll_runtime::{SandboxNetwork, VolumeDisks};
 use atoll_server::{DataDir, ServerConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -119,7 +119,8 @@ async fn serve_until_told(
         runtimes: classes.runtimes,
         missing_classes: classes.missing,
         network: classes.network,
-        sandbox_network: classes.host.map(|host| host as Arc<dyn SandboxNetwork>),
+        sandbox_network: classes.host.clone().map(|host| host as Arc<dyn SandboxNetwork>),
+        volume_disks: classes.host.map(|host| Arc::new(host) as Arc<dyn VolumeDisks>),
         node_labels: args.node_label.iter().cloned().collect(),
         port_range: args.port_range,
         egress_grants: args.allow_egress.clone(),

@@ -36,3 +36,4 @@ mod reports;
 mod running;
 mod running_ends;
 mod terminal;
+mod volumes;

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use atoll_model::causes::with_causes;
-use atoll_sys::disk_image::{DiskError, TemplateImage, mount_image};
+use atoll_sys::disk_image::{
+    DiskError, Durability, TemplateImage, mount_image, mount_lasting_image,
+};
 use atoll_wire::shim::DiskBackend;
 
 use super::{Disk, Maker};
@@ -26,11 +28,35 @@ impl Maker for Images {
     }
 
     fn make(&self, pool: &Path, name: &str, size_bytes: u64) -> Result<Disk, RuntimeError> {
+        self.instantiate(pool, name, size_bytes, Durability::Passing)
+    }
+
+    fn make_lasting(&self, pool: &Path, name: &str, size_bytes: u64) -> Result<Disk, RuntimeError> {
+        self.instantiate(pool, name, size_bytes, Durability::Lasting)
+    }
+}
+
+impl Images {
+    fn instantiate(
+        &self,
+        pool: &Path,
+        name: &str,
+        size_bytes: u64,
+        durability: Durability,
+    ) -> Result<Disk, RuntimeError> {
         let failed = |error: DiskError| RuntimeError::Host { message: with_causes(&error) };
-        let template = TemplateImage::prepare(&self.templates, size_bytes).map_err(failed)?;
+        let template = TemplateImage::prepare_for(&self.templates, size_bytes, durability);
+        let template = template.map_err(failed)?;
         let path = pool.join(format!("{name}.ext4"));
         let image = template.instantiate(&path).map_err(failed)?;
-        match mount_image(&image, &path) {
+        let mounted = match durability {
+            Durability::Passing => mount_image(&image, &path),
+            Durability::Lasting => {
+                image.sync_all().map_err(super::failed("sync", &path))?;
+                mount_lasting_image(&image, &path)
+            }
+        };
+        match mounted {
             Ok(mount) => Ok(Disk { path, mount }),
             Err(error) => {
                 // The mount's error is the one to report.

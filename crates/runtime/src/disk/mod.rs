@@ -14,6 +14,7 @@
 mod btrfs;
 mod choice;
 mod image;
+mod lasting;
 mod project_quota;
 mod remove_tree;
 mod trial;
@@ -32,6 +33,7 @@ use crate::{DiskUsage, RuntimeError};
 
 pub(crate) use choice::maker;
 pub use choice::{ChosenDisks, DiskChoice, UnknownBackend, choose, try_all};
+pub(crate) use lasting::{LASTING_MIN_BYTES, find_lasting, mount_lasting, usage_of_lasting};
 pub use trial::FullDisk;
 
 /// A new, empty disk.
@@ -50,6 +52,11 @@ pub(crate) trait Maker: Send + Sync {
 
     /// Makes an empty disk in the directory `pool`. What fails leaves nothing that [`remove`] and the start of the next server would not find.
     fn make(&self, pool: &Path, name: &str, size_bytes: u64) -> Result<Disk, RuntimeError>;
+
+    /// The same for a disk that outlives its users and crashes of the host. What is there of it when this returns survives them.
+    fn make_lasting(&self, pool: &Path, name: &str, size_bytes: u64) -> Result<Disk, RuntimeError> {
+        self.make(pool, name, size_bytes)
+    }
 }
 
 /// The name of a container's disk in its directory.
@@ -61,6 +68,8 @@ pub(crate) const fn file_name(backend: DiskBackend) -> &'static str {
 }
 
 const DIRECTORY_NAME: &str = "disk";
+/// Below the data directory: a directory for each disk that outlives its users.
+pub(crate) const VOLUMES: &str = "volumes";
 
 /// What a disk that is a directory holds. `None`: nobody counts it, as where quotas were switched off meanwhile. `asked_bytes`: its size.
 pub(crate) fn usage_of_directory(

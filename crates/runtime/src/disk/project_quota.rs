@@ -157,6 +157,10 @@ fn carried(data_dir: &Path) -> Result<BTreeSet<u32>, RuntimeError> {
             }
         }
     }
+    for volume in entries(&data_dir.join(super::VOLUMES))? {
+        let Ok(disk) = open(&volume.join(DIRECTORY_NAME)) else { continue };
+        ids.extend(project_quota::project_of(disk.as_fd()).ok());
+    }
     Ok(ids)
 }
 

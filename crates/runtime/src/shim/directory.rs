@@ -64,6 +64,11 @@ impl Layout {
         SandboxDirectory { path: self.sandboxes().join(uid) }
     }
 
+    /// Named volumes: they outlive sandboxes, servers and crashes.
+    pub(super) fn volumes(&self) -> PathBuf {
+        self.data_dir.join(disk::VOLUMES)
+    }
+
     pub(super) fn quarantine(&self) -> PathBuf {
         self.data_dir.join("quarantine")
     }
@@ -113,6 +118,7 @@ impl Layout {
         }
         for directory in [
             self.sandboxes(),
+            self.volumes(),
             self.quarantine(),
             self.pool(),
             self.templates(),

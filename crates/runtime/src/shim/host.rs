@@ -26,6 +26,7 @@ use super::pools::{PoolSizes, Pools};
 use super::programs::Programs;
 use super::slots::{Keeper, Slots};
 use super::spawners::Spawners;
+use super::volumes::Mounting;
 
 /// What a host is to be begun with.
 #[derive(Debug, Clone)]
@@ -66,6 +67,7 @@ pub struct ShimHost {
     pub(super) ids: Option<IdRanges>,
     pub(super) cgroups: CgroupRoot,
     pub(super) launches: Launches,
+    pub(super) mounting: Mounting,
     pub(super) slots: Arc<Slots>,
 }
 
@@ -147,8 +149,18 @@ impl ShimHost {
             None => Slots::not_offered(&layout, &instance, &keeper),
         };
         let slots = Arc::new(slots);
-        let host =
-            Self { layout, instance, programs, spawners, pools, ids, cgroups, launches, slots };
+        let host = Self {
+            layout,
+            instance,
+            programs,
+            spawners,
+            pools,
+            ids,
+            cgroups,
+            launches,
+            mounting: Mounting::default(),
+            slots,
+        };
         host.read_launches()?;
         Ok(Arc::new(host))
     }

@@ -10,6 +10,7 @@ use atoll_sys::network_namespace::PreparedNetwork;
 use atoll_wire::shim::{
     DescriptorRole, EVENT_KIND, Launch, NetworkPlacement, NetworkPlan, Placement, REPLY_KIND,
     SHIM_PROTOCOL_VERSION, SandboxPlan, ShimEvent, ShimReply, ShimState, SpawnRequest,
+    VolumeSource,
 };
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -116,6 +117,7 @@ struct Prepared {
     network: PreparedNetwork,
     place: Option<NetworkPlacement>,
     disks: Vec<PreparedDisk>,
+    volumes: Vec<OwnedFd>,
 }
 
 async fn begin(
@@ -185,14 +187,15 @@ async fn prepare(
         placement: placement(host, setup, &plan.uid, directory, place)?,
         plan,
     };
-    let directory = directory.clone();
+    let (directory, host) = (directory.clone(), Arc::clone(host));
     blocking(move || {
+        let volumes = host.mount_volumes(&launch.plan)?;
         directory.create(launch.plan.containers.iter().map(|it| it.name.as_str()))?;
         for (container, disk) in launch.plan.containers.iter().zip(&mut disks) {
             disk.place(&directory.disk(&container.name, launch.placement.disk_backend))?;
         }
         directory.write_launch(&launch)?;
-        Ok(Prepared { request, network, place, disks })
+        Ok(Prepared { request, network, place, disks, volumes })
     })
     .await
 }
@@ -245,10 +248,16 @@ fn spawn_request(
     if !adopt {
         descriptors.extend([DescriptorRole::NetworkNamespace, DescriptorRole::Sysfs]);
         descriptors.extend(plan.containers.iter().map(|it| DescriptorRole::Disk(it.name.clone())));
+        let named = plan.volumes.iter().filter(|it| matches!(it.source, VolumeSource::Named(_)));
+        descriptors.extend(named.map(|it| DescriptorRole::Volume(it.name.clone())));
     }
     let count = descriptors.len();
     if count > atoll_wire::shim::MAX_SPAWN_DESCRIPTORS {
-        let message = format!("{} containers are too many for one sandbox", plan.containers.len());
+        let message = format!(
+            "{} containers and {} volumes are too many for one sandbox",
+            plan.containers.len(),
+            plan.volumes.len()
+        );
         return Err(RuntimeError::Launch { message });
     }
     let request = SpawnRequest {
@@ -266,6 +275,7 @@ impl Prepared {
         let mut descriptors =
             vec![conversation.as_fd(), self.network.namespace.as_fd(), self.network.sysfs.as_fd()];
         descriptors.extend(self.disks.iter().map(|disk| disk.mount.as_fd()));
+        descriptors.extend(self.volumes.iter().map(AsFd::as_fd));
         descriptors
     }
 }

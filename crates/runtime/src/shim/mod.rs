@@ -26,6 +26,7 @@ mod sandbox;
 mod slots;
 mod spawners;
 mod stream;
+mod volumes;
 
 use std::sync::Arc;
 

@@ -194,6 +194,17 @@ impl Pools {
         Ok(Self { shared, keepers: Mutex::new(keepers) })
     }
 
+    /// Makes a disk for a volume.
+    pub(super) fn lasting_disk(
+        &self,
+        uid: &str,
+        size_bytes: u64,
+    ) -> Result<PreparedDisk, RuntimeError> {
+        let place = self.shared.layout.pool_part(self.shared.next_number());
+        let made = self.shared.maker.make_lasting(&place, &format!("volume-{uid}"), size_bytes)?;
+        Ok(PreparedDisk { mount: made.mount, path: Some(made.path) })
+    }
+
     /// Keeps disks of this size ready from now on.
     pub(super) fn want_disk(&self, size_bytes: u64) {
         let mut stock = self.shared.stock();

@@ -57,7 +57,8 @@ pub(crate) async fn tmpfs(bench: &mut Bench) {
 async fn written_and_read(bench: &Bench) -> Running {
     let mut plan = bench.plan("sleep 1000");
     plan.containers.push(bench.container("reader", "sleep 1000"));
-    plan.volumes = vec![VolumePlan { name: "both".into(), size_bytes: 4 * MIB }];
+    plan.volumes =
+        vec![VolumePlan { name: "both".into(), size_bytes: 4 * MIB, ..VolumePlan::default() }];
     for (container, read_only) in plan.containers.iter_mut().zip([false, true]) {
         let (volume, path) = ("both".to_owned(), "/shared".to_owned());
         container.volume_mounts = vec![VolumeMountPlan { volume, path, read_only }];

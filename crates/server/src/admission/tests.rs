@@ -214,10 +214,30 @@ fn floods_and_repetitions_are_refused() {
         paths(|it| it.spec.containers[0].args = vec!["x".repeat(2 << 20)]),
         ["spec.containers[0]"]
     );
-    let volume = |size: &str| rest::VolumeSpec { name: "v".into(), ephemeral_storage: size.into() };
+    let volume = |size: &str| rest::VolumeSpec {
+        name: "v".into(),
+        ephemeral_storage: Some(size.into()),
+        volume: None,
+    };
     assert_eq!(
         paths(|it| it.spec.volumes = vec![volume("1Mi"), volume("1Mi")]),
         ["spec.volumes[1].name"]
+    );
+    assert_eq!(
+        paths(|it| it.spec.volumes =
+            vec![rest::VolumeSpec { name: "v".into(), ..Default::default() }]),
+        ["spec.volumes[0]"]
+    );
+    let both = rest::VolumeSpec { volume: Some("data".into()), ..volume("1Mi") };
+    assert_eq!(paths(|it| it.spec.volumes = vec![both.clone()]), ["spec.volumes[0]"]);
+    let named = |number: usize| rest::VolumeSpec {
+        name: format!("v{number}"),
+        ephemeral_storage: None,
+        volume: Some("data".into()),
+    };
+    assert_eq!(
+        paths(|it| it.spec.volumes = (0..=rules::MAX_NAMED_VOLUMES).map(named).collect()),
+        ["spec.volumes"]
     );
     let tmpfs = || rest::TmpfsSpec { mount_path: "/a".into(), options: None };
     assert_eq!(

@@ -25,6 +25,10 @@
 //! | POST `/api/v1/externals` | `CreateExternal` (JSON, or YAML with content type `application/yaml`) | 200 `{"ok":true}`; 409 where the node or the external belongs to another one |
 //! | GET `/api/v1/externals`, `/api/v1/externals/ID` | `limit`, `cursor` | `Page<External>`, `ExternalEnvelope` |
 //! | DELETE `/api/v1/externals/ID` | – | 200 `Deleted` |
+//! | POST `/api/v1/volumes` | `CreateNamedVolume` (JSON, or YAML with content type `application/yaml`) | 201 `NamedVolumeEnvelope`, once it is on disk |
+//! | GET `/api/v1/volumes` | `label=K=V[,K=V]`, `label_selector`; `limit`, `cursor` | `Page<NamedVolume>` |
+//! | GET `/api/v1/volumes/ID` | – | `NamedVolumeEnvelope`, with what its disk holds |
+//! | DELETE `/api/v1/volumes/ID` | – | 200 `Deleted`, once nothing is left of it; 409 while sandboxes have it |
 //! | GET `/api/v1/events` | `object=sandbox/ID`; `limit`, `cursor`; `watch`, `resource_version` | `Page<Event>`, or lines of `WatchEvent<Event>` |
 //! | GET `/api/v1/images` | – | `Items<ImageInfo>` |
 //! | GET `/api/v1/images/inspect` | `reference` | `ImageInfo` with `config` |
@@ -66,6 +70,7 @@ mod nodes;
 mod paging;
 mod sandboxes;
 mod streams;
+mod volumes;
 mod wait;
 mod watching;
 
@@ -234,6 +239,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(&of("/files"), get(files::download).put(files::upload))
         .route("/api/v1/externals", get(externals::list).post(externals::put))
         .route("/api/v1/externals/{id}", get(externals::get).delete(externals::delete))
+        .route("/api/v1/volumes", get(volumes::list).post(volumes::create))
+        .route("/api/v1/volumes/{id}", get(volumes::get).delete(volumes::delete))
         .route("/api/v1/images", get(images::list).delete(images::remove))
         .route("/api/v1/images/inspect", get(images::inspect))
         .route("/api/v1/images/pull", post(images::pull))

@@ -71,15 +71,42 @@ impl Placed for atoll_wire::rest::Sandbox {
         (self.created_at.clone(), self.id.clone())
     }
 
-    fn cursor((created_at, id): &Self::Place) -> String {
-        format!("{created_at},{id}")
+    fn cursor(place: &Self::Place) -> String {
+        by_creation::cursor(place)
     }
 
     fn parse(cursor: &str) -> Option<Self::Place> {
+        by_creation::parse(cursor)
+    }
+}
+
+impl Placed for atoll_wire::rest::NamedVolume {
+    type Place = (String, String);
+
+    fn place(&self) -> Self::Place {
+        (self.created_at.clone(), self.id.clone())
+    }
+
+    fn cursor(place: &Self::Place) -> String {
+        by_creation::cursor(place)
+    }
+
+    fn parse(cursor: &str) -> Option<Self::Place> {
+        by_creation::parse(cursor)
+    }
+}
+
+/// Places in lists that are in order of creation.
+mod by_creation {
+    pub(super) fn cursor((created_at, id): &(String, String)) -> String {
+        format!("{created_at},{id}")
+    }
+
+    pub(super) fn parse(cursor: &str) -> Option<(String, String)> {
         let (created_at, id) = cursor.split_once(',')?;
         // Places are compared as text: only the one way to write a time is good.
         let time = crate::time::parse(created_at)?;
-        id.parse::<atoll_model::ids::SandboxName>().ok()?;
+        id.parse::<atoll_model::ids::ObjectName>().ok()?;
         (crate::time::text(time) == created_at).then(|| (created_at.to_owned(), id.to_owned()))
     }
 }

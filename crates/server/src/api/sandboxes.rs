@@ -283,7 +283,7 @@ pub(super) async fn list(
 }
 
 /// Reads a selector of the query.
-fn selector(parameter: &str, text: Option<&str>) -> Result<Selector, ApiError> {
+pub(super) fn selector(parameter: &str, text: Option<&str>) -> Result<Selector, ApiError> {
     Selector::parse(text.unwrap_or_default())
         .map_err(|error| ApiError::malformed(format!("{parameter}: {error}")))
 }

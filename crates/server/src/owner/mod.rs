@@ -40,6 +40,7 @@ use crate::metrics::Metrics;
 use crate::ports::PortBook;
 use crate::store::Store;
 use crate::traces::Traces;
+use crate::volumes::Volumes;
 
 pub(crate) use live::Live;
 pub(crate) use marks::Marks;
@@ -55,6 +56,7 @@ pub(crate) struct Context {
     /// The instance's network, also where new sandboxes are not offered it.
     pub(crate) network: Option<Arc<dyn SandboxNetwork>>,
     pub(crate) ports: PortBook,
+    pub(crate) volumes: Volumes,
     pub(crate) node_name: String,
     pub(crate) node_labels: BTreeMap<String, String>,
     pub(crate) launches: Arc<Semaphore>,

@@ -18,7 +18,7 @@ use super::pace::Pace;
 use super::persist::{Persist, Urgency};
 use super::work::{self, After, Outcome, Removal, Work};
 use super::{Command, Context, Live, Marks, Subject, status};
-use crate::plan::PlannedImage;
+use crate::plan::{NamedVolumes, PlannedImage};
 use crate::store::NewEvent;
 use crate::time;
 
@@ -66,6 +66,8 @@ pub(super) struct Owner {
     /// While it runs and has a gate.
     pub(super) gatekeeper: Option<Gatekeeper>,
     pub(super) plan: Option<Arc<SandboxPlan>>,
+    /// Uids of the named volumes that it has.
+    named_volumes: NamedVolumes,
     /// While it is being created.
     pub(super) marks: Option<Marks>,
     pub(super) pace: Pace,
@@ -117,6 +119,7 @@ impl Owner {
             events: None,
             gatekeeper: None,
             plan: None,
+            named_volumes: NamedVolumes::new(),
             marks: None,
             pace: Pace::new(LEAST_PAUSE, MOST_PAUSE),
             expiry: left.and_then(|left| Instant::now().checked_add(left)),
@@ -151,6 +154,7 @@ impl Owner {
         if ending.is_cancelled() {
             self.flush().await;
         }
+        self.context.volumes.release(self.subject.uid);
         self.context.owners.remove(&self.subject.uid.to_string());
     }
 
@@ -165,7 +169,31 @@ impl Owner {
             return self.apply(Event::Unplaced(cause("NoNode", &message)), Urgency::Now);
         }
         self.marks = Some(marks);
-        self.work = Some(work::turn(&self.context));
+        self.begin_with_volumes();
+    }
+
+    /// Goes on where its named volumes can be had, and else waits until there are more.
+    fn begin_with_volumes(&mut self) {
+        // Before they are asked for: what is offered in between is heard of.
+        let offers = self.context.volumes.offers();
+        let (name, spec) = (self.subject.name.as_str(), &self.subject.spec);
+        match self.context.volumes.bind(self.subject.uid, name, spec) {
+            Ok(bound) => {
+                self.named_volumes = bound;
+                self.work = Some(work::turn(&self.context));
+            }
+            Err(missing) => {
+                let message = format!(
+                    "there is no volume {missing:?}, which it asks for: create it, or delete the sandbox"
+                );
+                let cause = cause("NoVolume", &message);
+                if self.state.cause.as_ref() != Some(&cause) {
+                    self.tell(true, "NoVolume", message);
+                    self.apply(Event::Unplaced(cause), Urgency::Now);
+                }
+                self.work = Some(work::offer(offers));
+            }
+        }
     }
 
     /// One thing that happens. True: the record is gone.
@@ -347,6 +375,7 @@ impl Owner {
                 }
                 self.release_network();
                 self.release();
+                self.context.volumes.release(self.subject.uid);
             }
             _ => {}
         }
@@ -495,6 +524,7 @@ impl Owner {
 
     async fn take_outcome(&mut self, outcome: Outcome) -> bool {
         match outcome {
+            Outcome::VolumeOffered => self.begin_with_volumes(),
             Outcome::Turn(permit) => {
                 self.mark_now(timeline::Phase::Queue);
                 self.subject.record.status.node_name = Some(self.context.node_name.clone());
@@ -529,7 +559,8 @@ impl Owner {
 
     fn launch(&mut self, images: &[PlannedImage], permit: tokio::sync::OwnedSemaphorePermit) {
         self.set_digests(images.iter().map(|it| it.image.digest.clone()));
-        let planned = work::make_plan(&self.subject, &self.subject.spec, images);
+        let planned =
+            work::make_plan(&self.subject, &self.subject.spec, images, &self.named_volumes);
         match (planned, self.runtime()) {
             (Ok(mut plan), Some(runtime)) => {
                 let now = atoll_sys::clock::monotonic_micros();

@@ -12,11 +12,11 @@ use atoll_wire::guest::UserIds;
 use atoll_wire::rest::ImageProgress;
 use atoll_wire::shim::SandboxPlan;
 use futures::future::BoxFuture;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::{Context, Subject};
 use crate::images::{ImageConfig, ImageSourceError, Progress, ResolvedImage, ResolvedUser};
-use crate::plan::{self, PlannedImage};
+use crate::plan::{self, NamedVolumes, PlannedImage};
 use crate::store::{NewEvent, Write};
 
 /// How long an adoption may take: a shim answers within milliseconds, a busy machine within seconds.
@@ -24,6 +24,8 @@ const ADOPTION_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a piece of work came to.
 pub(super) enum Outcome {
+    /// There are more volumes than before.
+    VolumeOffered,
     /// It is this sandbox's turn.
     Turn(OwnedSemaphorePermit),
     /// All images are here.
@@ -49,6 +51,17 @@ pub(super) enum After {
 
 /// A piece of work under way.
 pub(super) type Work = BoxFuture<'static, Outcome>;
+
+/// Waits until there are more volumes.
+pub(super) fn offer(mut offers: watch::Receiver<u64>) -> Work {
+    Box::pin(async move {
+        match offers.changed().await {
+            Ok(()) => Outcome::VolumeOffered,
+            // Never closed while owners run.
+            Err(_) => std::future::pending().await,
+        }
+    })
+}
 
 /// Waits for a turn.
 pub(super) fn turn(context: &Context) -> Work {
@@ -287,7 +300,8 @@ pub(super) fn make_plan(
     subject: &Subject,
     spec: &SandboxSpec,
     images: &[PlannedImage],
+    named_volumes: &NamedVolumes,
 ) -> Result<SandboxPlan, Cause> {
-    plan::plan(subject.uid, &subject.name, spec, images)
+    plan::plan(subject.uid, &subject.name, spec, images, named_volumes)
         .map_err(|error| Cause { reason: "StartFailed".to_owned(), message: error.to_string() })
 }

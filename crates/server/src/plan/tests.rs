@@ -33,6 +33,7 @@ fn planned(
         &"my_box.1".parse().unwrap(),
         &read_admitted(&spec).unwrap(),
         &[image],
+        &NamedVolumes::new(),
     )
 }
 

@@ -15,16 +15,18 @@ const ITEM_FORMAT: u32 = 1;
 pub(crate) enum ItemKind {
     External,
     Creation,
+    Volume,
 }
 
 impl ItemKind {
-    const ALL: [Self; 2] = [Self::External, Self::Creation];
+    const ALL: [Self; 3] = [Self::External, Self::Creation, Self::Volume];
 
     /// The word on disk and for people.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::External => "external",
             Self::Creation => "creation",
+            Self::Volume => "volume",
         }
     }
 
@@ -38,6 +40,7 @@ impl ItemKind {
 pub(crate) enum Item {
     External(Arc<rest::External>),
     Creation(Arc<Creation>),
+    Volume(Arc<rest::NamedVolume>),
 }
 
 /// A creation that may be asked for again: the client gave it a key.
@@ -60,6 +63,7 @@ impl Item {
         match self {
             Self::External(_) => ItemKind::External,
             Self::Creation(_) => ItemKind::Creation,
+            Self::Volume(_) => ItemKind::Volume,
         }
     }
 
@@ -67,6 +71,7 @@ impl Item {
         match self {
             Self::External(external) => &external.id,
             Self::Creation(creation) => &creation.id,
+            Self::Volume(volume) => &volume.id,
         }
     }
 
@@ -74,6 +79,7 @@ impl Item {
         match self {
             Self::External(external) => &external.uid,
             Self::Creation(creation) => &creation.uid,
+            Self::Volume(volume) => &volume.uid,
         }
     }
 
@@ -81,6 +87,7 @@ impl Item {
         match self {
             Self::External(external) => &external.created_at,
             Self::Creation(creation) => &creation.created_at,
+            Self::Volume(volume) => &volume.created_at,
         }
     }
 
@@ -92,6 +99,10 @@ impl Item {
             }
             // Nobody sees it, and it never changes.
             Self::Creation(_) => {}
+            Self::Volume(volume) => {
+                let volume = Arc::make_mut(volume);
+                (volume.resource_version, volume.updated_at) = (version, now);
+            }
         }
     }
 }
@@ -117,6 +128,9 @@ pub(super) fn encode(item: &Item) -> Result<Vec<u8>, String> {
         Item::Creation(creation) => {
             serde_json::to_vec(&Stored { format: ITEM_FORMAT, item: &**creation })
         }
+        Item::Volume(volume) => {
+            serde_json::to_vec(&Stored { format: ITEM_FORMAT, item: &**volume })
+        }
     };
     written.map_err(|error| error.to_string())
 }
@@ -136,6 +150,9 @@ pub(super) fn decode(kind: &str, uid: &str, body: &[u8]) -> Result<Item, Unreada
         }
         ItemKind::Creation => {
             serde_json::from_value(envelope.item).map(|it| Item::Creation(Arc::new(it)))
+        }
+        ItemKind::Volume => {
+            serde_json::from_value(envelope.item).map(|it| Item::Volume(Arc::new(it)))
         }
     };
     let item = item.map_err(|error| bad(&error))?;

@@ -245,6 +245,7 @@ impl TestServer {
             )],
             network: Err("started without".into()),
             sandbox_network: None,
+            volume_disks: None,
             node_labels: labels
                 .iter()
                 .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))

@@ -209,7 +209,10 @@ impl Engine for ContainerEngine {
         let sysfs = self.resources.sysfs.take();
         self.with_sysfs = sysfs.is_some();
         let directory = &self.launch.placement.directory;
-        stage::set_up(directory, &self.launch.plan, sysfs, first_host_id.unwrap_or(0))
+        let volumes = std::mem::take(&mut self.resources.volumes);
+        let user = self.namespaces.as_ref().and_then(|it| it.user.as_ref()).map(AsFd::as_fd);
+        let owner = stage::Owner { first_host_id: first_host_id.unwrap_or(0), user };
+        stage::set_up(directory, &self.launch.plan, sysfs, volumes, owner)
     }
 
     fn begin(&mut self, container: usize, streams: StandardStreams) -> Result<Begun, EngineError> {

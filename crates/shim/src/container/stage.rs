@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use atoll_sys::mount::{self, Attributes};
-use atoll_wire::shim::SandboxPlan;
+use atoll_wire::shim::{SandboxPlan, VolumeSource};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
@@ -55,8 +55,10 @@ pub(super) fn set_up(
     directory: &Path,
     plan: &SandboxPlan,
     sysfs: Option<OwnedFd>,
-    first_host_id: u32,
+    volumes: Vec<(String, OwnedFd)>,
+    owner: Owner<'_>,
 ) -> Result<(), EngineError> {
+    let first_host_id = owner.first_host_id;
     atoll_sys::clone::unshare(UnshareFlags::NEWNS).failed(|| "make a mount namespace")?;
     // Unmounts of the host are followed: a shim must not keep the host's disks busy.
     mount::isolate_propagation(true).failed(|| "keep mounts to the sandbox")?;
@@ -77,9 +79,46 @@ pub(super) fn set_up(
     place_memory(stage.as_fd(), SHARED_MEMORY, plan.shm_bytes, first_host_id)?;
     for (number, volume) in plan.volumes.iter().enumerate() {
         let place = format!("{VOLUMES}/{number}");
-        place_memory(stage.as_fd(), &place, volume.size_bytes, first_host_id)?;
+        match volume.source {
+            VolumeSource::Memory => {
+                place_memory(stage.as_fd(), &place, volume.size_bytes, first_host_id)?;
+            }
+            VolumeSource::Named(_) => {
+                let mounted = volumes.iter().find(|(name, _)| *name == volume.name);
+                place_named(stage.as_fd(), &place, mounted, &volume.name, owner.user)?;
+            }
+        }
     }
     Ok(())
+}
+
+/// Whose the sandbox's files are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Owner<'a> {
+    /// Its root on the host.
+    pub(super) first_host_id: u32,
+    /// Its user namespace, where it has one.
+    pub(super) user: Option<BorrowedFd<'a>>,
+}
+
+/// Shows the files of a named volume under the sandbox's ids: they lie on disk under ids that no sandbox has.
+fn place_named(
+    stage: BorrowedFd<'_>,
+    place: &str,
+    mounted: Option<&(String, OwnedFd)>,
+    name: &str,
+    user: Option<BorrowedFd<'_>>,
+) -> Result<(), EngineError> {
+    let what = || format!("mount the volume {name:?}");
+    let Some((_, mounted)) = mounted else {
+        return Err(EngineError::new(what(), "it did not come with the launch"));
+    };
+    if let Some(user) = user {
+        mount::map_ids(mounted.as_fd(), user).failed(what)?;
+    }
+    let attributes = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NODEV;
+    mount::add_attributes(mounted.as_fd(), attributes).failed(what)?;
+    mount::attach_at(mounted.as_fd(), stage, place).failed(what)
 }
 
 fn make_places(stage: BorrowedFd<'_>, plan: &SandboxPlan) -> Result<(), Errno> {

@@ -13,6 +13,7 @@ use atoll_wire::shim::{ContainerPlan, Init, SandboxPlan};
 use serde::Serialize;
 
 use super::limits;
+use super::volumes::{VolumePlaces, is_on_host};
 
 /// Where the guest stands in a container: on gVisor's own /dev, so that the image's files are not touched.
 pub(super) const GUEST_PATH: &str = "/dev/.atoll-guest";
@@ -53,6 +54,8 @@ pub(super) struct Paths<'a> {
     pub(super) tmp: Option<&'a Path>,
     /// The guest's program.
     pub(super) guest: &'a Path,
+    /// Where named volumes are.
+    pub(super) volumes: &'a VolumePlaces,
 }
 
 /// `config.json`.
@@ -168,9 +171,17 @@ pub(super) fn container(
         ));
     }
     for mount in &container.volume_mounts {
-        let size = plan.volumes.iter().find(|volume| volume.name == mount.volume);
+        let number = plan.volumes.iter().position(|volume| volume.name == mount.volume);
+        let volume = number.and_then(|number| plan.volumes.get(number));
         let access = if mount.read_only { "ro" } else { "rw" };
-        let size_bytes = size.map_or(0, |volume| volume.size_bytes);
+        if let (Some(number), Some(volume)) = (number, volume)
+            && is_on_host(volume)
+        {
+            let source = paths.volumes.of(number, mount.read_only);
+            config.mounts.push(bind(&mount.path, &source, &[access, "nosuid", "nodev"]));
+            continue;
+        }
+        let size_bytes = volume.map_or(0, |volume| volume.size_bytes);
         let source = volume_source(&mount.volume);
         config.mounts.push(tmpfs(&mount.path, &source, size_bytes, 0o1777, &[access]));
     }
@@ -242,7 +253,8 @@ fn annotations(plan: &SandboxPlan, role: Role<'_>) -> BTreeMap<String, String> {
         say(&key("options"), &format!("rw,size={size_bytes},mode={mode:o}"));
     };
     share("shm", SHM_SOURCE, plan.shm_bytes, 0o1777);
-    for (index, volume) in plan.volumes.iter().enumerate() {
+    let in_sentry = plan.volumes.iter().enumerate().filter(|(_, volume)| !is_on_host(volume));
+    for (index, volume) in in_sentry {
         let source = volume_source(&volume.name);
         share(&format!("volume{index}"), &source, volume.size_bytes, 0o1777);
     }

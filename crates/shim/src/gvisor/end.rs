@@ -128,8 +128,13 @@ impl GvisorEngine {
         }
         unmount_all(&keeper_directory(&self.directory));
         unseal(&self.sealed_guest());
-        for path in [self.directory.as_path(), self.runsc.root()] {
-            match remove_directory(path) {
+        // Whatever still stood there would be emptied with the directory.
+        let removed = match self.volumes().unmount() {
+            Ok(()) => remove_directory(&self.directory),
+            Err(problem) => Err(problem),
+        };
+        for removed in [removed, remove_directory(self.runsc.root())] {
+            match removed {
                 Ok(()) => {}
                 Err(problem) => problems.push(problem.to_string()),
             }

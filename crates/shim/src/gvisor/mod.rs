@@ -26,6 +26,7 @@ mod limits;
 mod runsc;
 mod sentry;
 mod start;
+mod volumes;
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -90,7 +91,8 @@ impl GvisorEngine {
             .clone()
             .ok_or_else(|| EngineError::new(what, "the launch says nothing about runsc"))?;
         let directory = placement.directory.join("gvisor");
-        let runsc = Runsc::new(&host, &launch.plan.uid, &directory);
+        let runsc =
+            Runsc::new(&host, &launch.plan.uid, &directory, volumes::are_shared(&launch.plan));
         let first = container_id(&launch.plan, None);
         let sentry =
             Sentry::new(runsc.root(), &first).map_err(|why| EngineError::new(what, why))?;

@@ -32,16 +32,24 @@ pub(super) struct Runsc {
     root: PathBuf,
     platform: String,
     log_directory: PathBuf,
+    /// Others may change files that are mounted into it.
+    shares_files: bool,
 }
 
 impl Runsc {
     /// Commands of one sandbox; logs go to a directory that exists by the first command.
-    pub(super) fn new(host: &GvisorPlacement, uid: &str, log_directory: &Path) -> Self {
+    pub(super) fn new(
+        host: &GvisorPlacement,
+        uid: &str,
+        log_directory: &Path,
+        shares_files: bool,
+    ) -> Self {
         Self {
             program: host.runsc.clone(),
             root: host.root.join(uid),
             platform: host.platform.clone(),
             log_directory: log_directory.to_owned(),
+            shares_files,
         }
     }
 
@@ -65,8 +73,15 @@ impl Runsc {
             .args(["--log-format=json", "--ignore-cgroups", "--network=sandbox", "--host-uds=none"])
             // The disk below is the sandbox's own and bounded: no layer of gVisor's over it.
             .arg("--overlay2=none")
-            // Nobody but this sandbox changes what is mounted into it.
-            .args(["--file-access=exclusive", "--file-access-mounts=exclusive"])
+            // Nobody but this sandbox changes its root, and what is mounted into it unless that is a named volume.
+            .args([
+                "--file-access=exclusive",
+                if self.shares_files {
+                    "--file-access-mounts=shared"
+                } else {
+                    "--file-access-mounts=exclusive"
+                },
+            ])
             .arg("--platform")
             .arg(&self.platform);
         (command, log)

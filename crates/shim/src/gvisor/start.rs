@@ -41,6 +41,8 @@ impl GvisorEngine {
         file_systems::seal(&self.guest_binary, &self.sealed_guest())?;
         // gVisor has a sysfs of its own.
         drop(self.resources.sysfs.take());
+        let named = std::mem::take(&mut self.resources.volumes);
+        self.volumes().mount(&self.plan, &named)?;
         let disks = std::mem::take(&mut self.resources.disks);
         for container in &self.plan.containers {
             let directory = self.container_directory(container);
@@ -63,7 +65,8 @@ impl GvisorEngine {
         let root = directory.root();
         make_directory(&root, 0o755)?;
         let guest = self.sealed_guest();
-        let paths = Paths { root: &root, tmp: None, guest: &guest };
+        let volumes = self.volumes();
+        let paths = Paths { root: &root, tmp: None, guest: &guest, volumes: &volumes };
         write_json(directory.bundle(), "config.json", &bundle::keeper(&self.plan, &paths))?;
         let fifo = directory.bundle().join("input");
         rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
@@ -91,7 +94,9 @@ impl GvisorEngine {
         let (root, tmp) = (directory.root(), directory.tmp());
         let disk_at_tmp = container.read_only_root || !directory.image_fills_tmp();
         let guest = self.sealed_guest();
-        let paths = Paths { root: &root, tmp: disk_at_tmp.then_some(&*tmp), guest: &guest };
+        let volumes = self.volumes();
+        let tmp = disk_at_tmp.then_some(&*tmp);
+        let paths = Paths { root: &root, tmp, guest: &guest, volumes: &volumes };
         let role = match self.has_keeper() {
             true => Role::Member { sandbox_id: KEEPER },
             false => Role::Sandbox,

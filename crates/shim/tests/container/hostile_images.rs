@@ -20,7 +20,11 @@ fn tmpfs(path: &str) -> TmpfsPlan {
 }
 
 fn with_volume(prepared: &mut Prepared, path: &str) {
-    prepared.launch.plan.volumes.push(VolumePlan { name: "shared".into(), size_bytes: 1 << 20 });
+    prepared.launch.plan.volumes.push(VolumePlan {
+        name: "shared".into(),
+        size_bytes: 1 << 20,
+        ..VolumePlan::default()
+    });
     prepared.main().volume_mounts.push(VolumeMountPlan {
         volume: "shared".into(),
         path: path.into(),

@@ -91,7 +91,11 @@ fn the_containers_of_a_sandbox_share_network_ipc_hostname_and_volumes_but_not_pr
         ),
     );
     prepared.launch.plan.containers.push(second);
-    prepared.launch.plan.volumes.push(VolumePlan { name: "data".into(), size_bytes: 1 << 20 });
+    prepared.launch.plan.volumes.push(VolumePlan {
+        name: "data".into(),
+        size_bytes: 1 << 20,
+        ..VolumePlan::default()
+    });
     for (plan, read_only) in prepared.launch.plan.containers.iter_mut().zip([false, true]) {
         let volume = "data".to_owned();
         plan.volume_mounts.push(VolumeMountPlan { volume, path: "/data".into(), read_only });

@@ -20,7 +20,11 @@ fn two_containers_share_network_hostname_memory_and_a_volume_but_not_files() {
     let test = "two_containers_share_network_hostname_memory_and_a_volume_but_not_files";
     let Some(runsc) = runsc(test) else { return };
     let mut sandbox = Sandbox::prepare_with(runsc, two, |launch| {
-        launch.plan.volumes = vec![VolumePlan { name: "shared".into(), size_bytes: 1 << 20 }];
+        launch.plan.volumes = vec![VolumePlan {
+            name: "shared".into(),
+            size_bytes: 1 << 20,
+            ..VolumePlan::default()
+        }];
         for (index, container) in launch.plan.containers.iter_mut().enumerate() {
             container.volume_mounts = vec![VolumeMountPlan {
                 volume: "shared".into(),

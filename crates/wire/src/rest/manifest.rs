@@ -46,7 +46,7 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }
 }
@@ -77,7 +77,7 @@ pub struct SandboxSpec {
     /// Published ports: reachable through this host while the sandbox is ready. Needs a server with a network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortSpec>,
-    /// Memory file systems that the containers share.
+    /// What the containers share.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeSpec>,
     /// At least one.
@@ -127,14 +127,17 @@ pub struct PortSpec {
     pub protocol: Option<String>,
 }
 
-/// A memory file system that the containers share.
+/// What the containers share: exactly one of a memory file system and a named volume.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct VolumeSpec {
-    /// Its name.
+    /// Its name in this sandbox.
     pub name: String,
-    /// Its size, a quantity.
-    #[serde(deserialize_with = "needed_quantity")]
-    pub ephemeral_storage: String,
+    /// A memory file system of this size, a quantity; gone with the sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "quantity")]
+    pub ephemeral_storage: Option<String>,
+    /// The named volume with this id, which outlives the sandbox; Pending with reason `NoVolume` while there is none (atoll).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
 }
 
 /// A container.
@@ -284,7 +287,9 @@ fn quantity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<
     }))
 }
 
-fn needed_quantity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+pub(super) fn needed_quantity<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<String, D::Error> {
     quantity(deserializer)?.ok_or_else(|| serde::de::Error::custom("must not be null"))
 }
 
