@@ -36,6 +36,7 @@ fn serve_if_child() {
         missing_classes: Vec::new(),
         network: Err("started without".into()),
         sandbox_network: None,
+        volume_disks: None,
         node_labels: std::collections::BTreeMap::new(),
         port_range: atoll_model::ports::DEFAULT_PORT_RANGE,
         egress_grants: Vec::new(),
