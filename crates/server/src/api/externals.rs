@@ -96,7 +96,7 @@ fn new(id: String, node_id: String, external: String) -> Result<External, ApiErr
 fn find(app: &App, id: &str) -> Option<Arc<External>> {
     match app.context.store.item(ItemKind::External, id)? {
         Item::External(external) => Some(external),
-        Item::Creation(_) => None,
+        _ => None,
     }
 }
 
@@ -104,7 +104,7 @@ fn all(app: &App) -> (Vec<Arc<External>>, u64) {
     let (items, version) = app.context.store.items(ItemKind::External);
     let external = |item| match item {
         Item::External(external) => Some(external),
-        Item::Creation(_) => None,
+        _ => None,
     };
     let mut found: Vec<_> = items.into_iter().filter_map(external).collect();
     // SOURCE: sandboxd-o lists them by id.

@@ -136,7 +136,7 @@ pub(super) fn count(app: &Arc<App>) {
         let old = surplus(&kept, &oldest);
         let old = old.iter().filter_map(|item| match item {
             Item::Creation(creation) => Some(forget(&app, creation)),
-            Item::External(_) => None,
+            _ => None,
         });
         futures::future::join_all(old).await;
     });
