@@ -154,7 +154,8 @@ fn resources(directory: &Path, launch: &Launch) -> Outcome<Resources> {
         fs::remove_file(&path)?;
         disks.push((container.name.clone(), mount_image(&image, &path)?));
     }
-    Ok(Resources { network_namespace: Some(network), sysfs: Some(sysfs?), disks })
+    let (network_namespace, sysfs) = (Some(network), Some(sysfs?));
+    Ok(Resources { network_namespace, sysfs, disks, ..Resources::default() })
 }
 
 /// One process a sandbox, as a spawner does it.

@@ -156,6 +156,7 @@ impl Sandbox {
             network_namespace: Some(new_network_namespace()),
             sysfs: None,
             disks: disks(directory.path(), &launch.plan),
+            ..Resources::default()
         };
         let engine = atoll_shim::gvisor::engine(&launch, resources).unwrap();
         Self { launch, engine, directory, outputs: BTreeMap::new(), children: Vec::new() }
