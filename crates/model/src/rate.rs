@@ -81,7 +81,7 @@ mod tests {
         assert!((0..2).all(|_| bucket.take(Duration::from_secs(1000)).is_ok()));
         assert!(bucket.take(Duration::from_secs(1000)).is_err());
         assert!(bucket.take(Duration::ZERO).is_err());
-        assert!(bucket.take(Duration::from_millis(1000_999)).is_err());
+        assert!(bucket.take(Duration::from_millis(1_000_999)).is_err());
         assert!(bucket.take(Duration::from_secs(1001)).is_ok());
     }
 }

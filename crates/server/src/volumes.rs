@@ -208,13 +208,13 @@ impl Volumes {
             let withdrawn = self.book().withdraw(&name);
             withdrawn.map_err(|InUse { by }| VolumeError::InUse { name: volume.id.clone(), by })?;
         }
+        if let Err(error) = disks.condemn(&volume.uid).await {
+            self.offer(volume);
+            return Err(error.into());
+        }
+        // From here on it goes: nobody is given it any more, and should the store fail now, another try or the next start goes on.
         let deleted = event(false, "Deleted", &volume.id, String::new());
-        let forgotten = async {
-            disks.condemn(&volume.uid).await?;
-            store.commit(delete_of(volume), vec![deleted]).await?;
-            Ok::<_, VolumeError>(())
-        };
-        forgotten.await?;
+        store.commit(delete_of(volume), vec![deleted]).await?;
         Ok(disks.remove(&volume.uid).await?)
     }
 

@@ -91,6 +91,15 @@ fn without_id_mapped_mounts_sandboxes_run_with_the_hosts_ids_and_without_its_pow
     let own = as_nobody("cd /tmp && touch mine && stat -c %U mine && rm -f a; ls a");
     assert_eq!(own.succeeded(), "nobody\na\n", "its own it may, another's it may not");
 
+    // So they are in a named volume.
+    instance.atoll(["create", "volume", "data", "--size", "16Mi"]).succeeded();
+    let with_volume = |script| {
+        let run = ["run", "--class", "container", "-v", "data:/data", IMAGE, "--", "sh", "-c"];
+        instance.atoll(run.into_iter().chain([script])).succeeded()
+    };
+    assert_eq!(with_volume("touch /data/a; chown 123:45 /data/a; echo made"), "made\n");
+    assert_eq!(with_volume("stat -c %u:%g /data /data/a"), "0:0\n123:45\n");
+
     harmless(&instance);
 
     // The next server finds it again, with the same ids.

@@ -3,13 +3,15 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_runtime::RuntimeClass;
 use atoll_runtime::disk::DiskChoice;
+use atoll_runtime::shim::ShimHost;
+use atoll_runtime::{FoundVolume, RuntimeClass, VolumeDisks};
 use atoll_sys::project_quota;
 use atoll_wire::record::ExitReason;
-use atoll_wire::shim::DiskBackend;
+use atoll_wire::shim::{DiskBackend, VolumeMountPlan, VolumePlan, VolumeSource};
 
 use crate::bench::{Bench, MIB};
 use crate::disk_place::{Place, run_tool};
@@ -78,6 +80,58 @@ pub(crate) async fn apart(bench: &mut Bench, place: &Place) {
     assert!(full.errors().contains(place.full()), "{}", full.errors());
     let fits = other.script("dd if=/dev/zero of=/big bs=1M count=20 && echo fits").await;
     assert_eq!(fits.text(), "fits\n", "{}", fits.errors());
+}
+
+/// A named volume has the backend's limit for all its users together, is shared by them, and outlives them and the server.
+pub(crate) async fn volume(bench: &mut Bench, place: &Place) {
+    let disks: Arc<ShimHost> = bench.host.clone().expect("a class with shims");
+    let (uid, size) = (crate::bench::new_uid(), 32 * MIB);
+    disks.make(&uid, size).await.unwrap();
+    disks.make(&uid, size).await.expect("what is there stays as it is");
+    let (one, other) = (begin_with(bench, &uid).await, begin_with(bench, &uid).await);
+    let full =
+        one.script("echo kept > /data/file && dd if=/dev/zero of=/data/big bs=1M count=40").await;
+    assert!(full.errors().contains(place.full()), "{}", full.errors());
+    let full = other.script("cat /data/file; dd if=/dev/zero of=/data/more bs=1M count=20").await;
+    assert_eq!(full.text(), "kept\n");
+    assert!(full.errors().contains(place.full()), "{}", full.errors());
+    let own = other.script("dd if=/dev/zero of=/own bs=1M count=8 && echo own").await;
+    assert_eq!(own.text(), "own\n", "{}", own.errors());
+    let usage = disks.usage(&uid, size).await.unwrap().expect("it is counted");
+    assert_eq!(usage.backend, place.backend);
+    assert!(usage.limit_bytes <= size, "{usage:?}");
+    bench.runtime.destroy(&one.uid).await.unwrap();
+    bench.runtime.destroy(&other.uid).await.unwrap();
+    drop(disks);
+    bench.restart().await;
+    let disks: Arc<ShimHost> = bench.host.clone().expect("a class with shims");
+    assert_eq!(disks.all().await.unwrap(), [FoundVolume { uid: uid.clone(), condemned: false }]);
+    let next = begin_with(bench, &uid).await;
+    // The limit is still there.
+    let script =
+        "rm -f /data/big /data/more; cat /data/file; dd if=/dev/zero of=/data/big bs=1M count=40";
+    let seen = next.script(script).await;
+    assert_eq!(seen.text(), "kept\n");
+    assert!(seen.errors().contains(place.full()), "{}", seen.errors());
+    bench.runtime.destroy(&next.uid).await.unwrap();
+    disks.condemn(&uid).await.unwrap();
+    assert_eq!(disks.all().await.unwrap(), [FoundVolume { uid: uid.clone(), condemned: true }]);
+    disks.remove(&uid).await.unwrap();
+    disks.remove(&uid).await.expect("gone is what was wanted");
+    assert_eq!(disks.all().await.unwrap(), []);
+    assert!(disks.usage(&uid, size).await.is_err());
+}
+
+async fn begin_with(bench: &Bench, volume: &str) -> Running {
+    let mut plan = bench.plan("sleep 1000");
+    plan.containers[0].disk_bytes = 32 * MIB;
+    let (name, source) = ("data".to_owned(), VolumeSource::Named(volume.to_owned()));
+    plan.volumes = vec![VolumePlan { name: name.clone(), size_bytes: 0, source }];
+    plan.containers[0].volume_mounts =
+        vec![VolumeMountPlan { volume: name, path: "/data".into(), read_only: false }];
+    let mut running = bench.launch(plan).await;
+    running.started("main").await;
+    running
 }
 
 /// Files without contents are bounded too.

@@ -51,7 +51,7 @@ suite! {
 
 macro_rules! disk_suite {
     ($($class:ident: $($place:ident),+;)+) => {
-        $(disk_suite!(@class $class [$($place)+] [full apart files many_and_deep another_choice killed]);)+
+        $(disk_suite!(@class $class [$($place)+] [full apart files many_and_deep another_choice killed volume]);)+
     };
     (@class $class:ident [$($place:ident)+] $cases:tt) => {
         $(disk_suite!(@place $class $place $cases);)+

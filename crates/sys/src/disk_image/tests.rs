@@ -59,6 +59,36 @@ fn a_template_is_made_once_and_copied_sparsely() {
     assert!(error.to_string().contains("too small"));
 }
 
+/// Two devices on one image would destroy it.
+#[test]
+fn a_lasting_image_has_one_device_however_often_it_is_mounted_and_keeps_its_files() {
+    let Some(dir) = usable() else { return };
+    let template = TemplateImage::prepare_for(dir.path(), SIZE_BYTES, Durability::Lasting).unwrap();
+    let path = dir.path().join("disk.ext4");
+    let image = template.instantiate(&path).unwrap();
+    let devices = || attached().unwrap().iter().filter(|(_, file)| *file == path).count();
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+    let open = |mount: &OwnedFd| File::from(openat(mount, "file", flags, Mode::RWXU).unwrap());
+    let one = mount_lasting_image(&image, &path).unwrap();
+    // As another process would, which knows the file's name alone.
+    let again = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let other = mount_lasting_image(&again, &path).unwrap();
+    assert_eq!(devices(), 1);
+    open(&one).write_all(b"kept").unwrap();
+    assert_eq!(std::io::read_to_string(open(&other)).unwrap(), "kept");
+    // Renamed while it is in use, it is found under its new name.
+    let moved = dir.path().join("moved");
+    fs::create_dir(&moved).unwrap();
+    let moved = moved.join("disk.ext4");
+    fs::rename(&path, &moved).unwrap();
+    let third = mount_lasting_image(&again, &moved).unwrap();
+    assert_eq!(std::io::read_to_string(open(&third)).unwrap(), "kept");
+    drop((one, other, third));
+    assert!(detached_in_the_end(&moved));
+    let later = mount_lasting_image(&again, &moved).unwrap();
+    assert_eq!(std::io::read_to_string(open(&later)).unwrap(), "kept");
+}
+
 #[test]
 fn the_disk_holds_files_up_to_its_size_and_then_says_no_space() {
     let Some(dir) = usable() else { return };
