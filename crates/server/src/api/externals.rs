@@ -11,6 +11,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::error::ApiError;
@@ -116,7 +117,7 @@ fn of_node(app: &App, node_id: &str) -> Option<Arc<External>> {
     all(app).0.into_iter().find(|it| it.node_id == node_id)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListParams {
     limit: Option<usize>,

@@ -18,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
@@ -32,7 +33,7 @@ const IDLE_DEADLINE: Duration = Duration::from_secs(60);
 /// Progress lines under way; more are dropped: the next one says the same and more.
 const PROGRESS_LINES: usize = 64;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReferenceParams {
     reference: String,
@@ -122,7 +123,7 @@ pub(super) async fn pull(
     Ok(progress_stream(Box::pin(work), lines))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ImportParams {
     reference: Option<String>,

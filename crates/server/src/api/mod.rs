@@ -1,9 +1,10 @@
-//! The REST API. Bodies are `atoll_wire::rest` shapes; every error is an `ErrorBody`. All paths but `/healthz` need
-//! `Authorization: Bearer TOKEN`. A list or object with `?watch=true` is a stream of newline-delimited JSON.
+//! The REST API. Bodies are `atoll_wire::rest` shapes; every error is an `ErrorBody`. All paths but `/healthz`, `/openapi.json`,
+//! `/docs` and `/swagger/` need `Authorization: Bearer TOKEN` (the word may be left out). A list or object with `?watch=true` is a stream of newline-delimited JSON.
 //!
 //! | method path | query, body | answer |
 //! |---|---|---|
 //! | GET `/healthz` | – | 200 `{"ok":true}` |
+//! | GET `/openapi.json`, `/docs`, `/swagger/*any` | – | this table for programs (OpenAPI 3.1), and as a page |
 //! | GET `/metrics` | – | Prometheus text |
 //! | GET `/api/v1/version` | – | `VersionInfo` |
 //! | GET `/api/v1/node` | – | `NodeInfo` |
@@ -56,6 +57,7 @@
 //! cannot be reached, or the server is ending).
 
 mod disks;
+mod document;
 mod ended;
 mod error;
 mod externals;
@@ -86,11 +88,13 @@ use atoll_runtime::LimitsScope;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post, put};
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
 use crate::admission::Offer;
 use crate::owner::{Command, Context};
+use document::Routes;
 use error::ApiError;
 use guard::RequestIds;
 
@@ -114,7 +118,7 @@ pub(crate) struct App {
 }
 
 /// `{"ok":true}`.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Done {
     ok: bool,
 }
@@ -215,12 +219,25 @@ impl App {
     }
 }
 
-/// All routes.
+/// All routes, with what every request passes.
 pub(crate) fn router(app: Arc<App>) -> Router {
+    routes()
+        .into_router()
+        // Documents are bounded where they are read, transfers by the disk of who receives them.
+        .layer(DefaultBodyLimit::disable())
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), guard::pass))
+        .with_state(app)
+}
+
+/// All routes; each is described in `document/operations.rs`.
+fn routes() -> Routes {
     let one = "/api/v1/sandboxes/{id}";
     let of = |rest: &str| format!("{one}{rest}");
-    Router::new()
+    Routes::new()
         .route("/healthz", get(node::healthz))
+        .route("/openapi.json", get(document::document))
+        .route("/docs", get(document::page))
+        .route("/swagger/{*any}", get(document::swagger))
         .route("/metrics", get(node::metrics))
         .route("/api/v1/version", get(node::version))
         .route("/api/v1/node", get(node::node))
@@ -249,8 +266,4 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/api/v1/registries", get(images::registries))
         .route("/api/v1/registries/{registry}/credentials", put(images::set_credentials))
         .route("/api/v1/registries/{registry}/credentials", delete(images::remove_credentials))
-        // Documents are bounded where they are read, transfers by the disk of who receives them.
-        .layer(DefaultBodyLimit::disable())
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), guard::pass))
-        .with_state(app)
 }

@@ -18,6 +18,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
@@ -243,7 +244,7 @@ fn new_record(
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListParams {
     label: Option<String>,
@@ -288,7 +289,7 @@ pub(super) fn selector(parameter: &str, text: Option<&str>) -> Result<Selector, 
         .map_err(|error| ApiError::malformed(format!("{parameter}: {error}")))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct GetParams {
     wait: Option<wait::Goal>,
@@ -344,7 +345,7 @@ pub(super) async fn patch(
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DeleteParams {
     wait: Option<bool>,
@@ -419,7 +420,7 @@ pub(super) async fn signal(
     Ok(Json(Done { ok: true }))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ContainerParams {
     container: Option<String>,

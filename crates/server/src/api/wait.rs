@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use atoll_model::state::Phase;
 use atoll_wire::rest::Sandbox;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::App;
@@ -15,7 +16,7 @@ const DEFAULT_TIMEOUT_SECONDS: u64 = 30;
 const MAX_TIMEOUT_SECONDS: u64 = 600;
 
 /// What is waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Goal {
     Running,
@@ -26,7 +27,7 @@ pub(super) enum Goal {
     Deleted,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WaitParams {
     pub(super) wait: Option<Goal>,

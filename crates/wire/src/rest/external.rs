@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// Body of `POST /api/v1/externals`, also as a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CreateExternal {
     /// [`API_VERSION`](super::API_VERSION); may be left out.
     #[serde(rename = "apiVersion", default, skip_serializing_if = "Option::is_none")]
@@ -20,6 +21,7 @@ pub struct CreateExternal {
 
 /// What an external says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ExternalSpec {
     /// A node that is there. A node has one external at most, and an external one node.
     pub node_id: String,
@@ -29,6 +31,7 @@ pub struct ExternalSpec {
 
 /// An external.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct External {
     /// Its name.
     pub id: String,
@@ -49,6 +52,7 @@ pub struct External {
 
 /// `{"external": …}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ExternalEnvelope {
     /// The external.
     pub external: External,

@@ -9,6 +9,7 @@ pub const API_VERSION: &str = "sandboxd.o/v1";
 
 /// A manifest file's document: `apiVersion`, `kind`, `id`, `metadata`, `spec`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Manifest {
     /// [`API_VERSION`]; may be left out.
     #[serde(rename = "apiVersion", default, skip_serializing_if = "Option::is_none")]
@@ -26,6 +27,7 @@ pub struct Manifest {
 
 /// Body of `POST /api/v1/sandboxes`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CreateSandbox {
     /// The sandbox's name; made up when left out (atoll).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,6 +41,7 @@ pub struct CreateSandbox {
 
 /// Metadata of an object.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Metadata {
     /// Free for users.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -53,6 +56,7 @@ impl Metadata {
 
 /// A sandbox's specification.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SandboxSpec {
     /// `container`, `gvisor` or `sim`; the node's strongest when left out (atoll).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,6 +102,7 @@ pub struct SandboxSpec {
 
 /// Ports of private addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct EgressSpec {
     /// A network, or one address: `10.1.0.0/16`.
     pub cidr: String,
@@ -113,6 +118,7 @@ pub struct EgressSpec {
 
 /// A published port.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PortSpec {
     /// 1 to 65535.
     pub container_port: i64,
@@ -129,6 +135,7 @@ pub struct PortSpec {
 
 /// What the containers share: exactly one of a memory file system and a named volume.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VolumeSpec {
     /// Its name in this sandbox.
     pub name: String,
@@ -142,6 +149,7 @@ pub struct VolumeSpec {
 
 /// A container.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ContainerSpec {
     /// Its name, unique in the sandbox.
     pub name: String,
@@ -210,6 +218,7 @@ pub struct ContainerSpec {
 
 /// A memory file system of one container.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TmpfsSpec {
     /// Absolute, clean.
     pub mount_path: String,
@@ -220,6 +229,7 @@ pub struct TmpfsSpec {
 
 /// Where a volume stands.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VolumeMountSpec {
     /// A declared volume.
     pub name: String,
@@ -232,6 +242,7 @@ pub struct VolumeMountSpec {
 
 /// What a container may use: Kubernetes quantities; one figure is request and limit.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ResourceSpec {
     /// CPUs; 1 when left out (atoll).
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "quantity")]
@@ -249,6 +260,7 @@ pub struct ResourceSpec {
 
 /// A readiness probe.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ProbeSpec {
     /// `tcp`, `http`, or, of a container, `exec` (atoll).
     pub protocol: String,

@@ -24,6 +24,7 @@ pub struct ServerRecord {
 
 /// Answer of `GET /api/v1/version`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VersionInfo {
     /// Version of atoll.
     pub version: String,
@@ -33,6 +34,7 @@ pub struct VersionInfo {
 
 /// Body of `POST /api/v1/shutdown`. Answered with 202; the server ends after the answer.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Shutdown {
     /// Delete every sandbox first, and leave nothing on the host; else they go on.
     #[serde(default)]
@@ -41,6 +43,7 @@ pub struct Shutdown {
 
 /// Body of `POST /api/v1/sandboxes/ID/signal`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SignalSandbox {
     /// The first container when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,6 +57,7 @@ pub struct SignalSandbox {
 
 /// Body of `POST /api/v1/sandboxes/ID/stop`; may be left out.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StopSandbox {
     /// Seconds from the stop signal to SIGKILL; 10 when left out, 0 kills at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -62,6 +66,7 @@ pub struct StopSandbox {
 
 /// A process of a container, answered as [`Items`](super::Items) by `GET /api/v1/sandboxes/ID/processes`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Process {
     /// Its pid inside.
     pub pid: i32,
@@ -79,6 +84,7 @@ pub struct Process {
 
 /// A registry for which credentials are kept, answered as [`Items`](super::Items) by `GET /api/v1/registries`. Never holds the secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Registry {
     /// Host and port.
     pub registry: String,

@@ -8,6 +8,7 @@ use super::manifest::{Metadata, SandboxSpec};
 
 /// A sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Sandbox {
     /// Its name.
     pub id: String,
@@ -30,6 +31,7 @@ pub struct Sandbox {
 
 /// `{"sandbox": …}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SandboxEnvelope {
     /// The sandbox.
     pub sandbox: Sandbox,
@@ -37,6 +39,7 @@ pub struct SandboxEnvelope {
 
 /// `{"items": […]}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Items<T> {
     /// In order of creation.
     pub items: Vec<T>,
@@ -47,6 +50,7 @@ pub struct Items<T> {
 
 /// A page of a list: [`Items`], and where the next page begins (atoll).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Page<T> {
     /// In order.
     pub items: Vec<T>,
@@ -60,6 +64,7 @@ pub struct Page<T> {
 
 /// `{"deleted": id}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Deleted {
     /// The name.
     pub deleted: String,
@@ -67,6 +72,7 @@ pub struct Deleted {
 
 /// Any error: sandboxd-o's `error`, and more for those who read on (atoll).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ErrorBody {
     /// What went wrong and what to do, for people.
     pub error: String,
@@ -83,6 +89,7 @@ pub struct ErrorBody {
 
 /// One offending field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FieldError {
     /// Its path: `spec.containers[0].resource.memory`.
     pub path: String,
@@ -92,6 +99,7 @@ pub struct FieldError {
 
 /// A sandbox's status.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SandboxStatus {
     /// `Pending`, `Scheduled`, `Running`, `Failed`, `Deleting`, `Succeeded` (atoll: all containers exited with 0), `Unknown` (atoll: it
     /// cannot be seen at the moment).
@@ -139,6 +147,7 @@ pub struct SandboxStatus {
 
 /// A published port as it was assigned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AssignedPort {
     /// On the host.
     pub host_port: u16,
@@ -150,6 +159,7 @@ pub struct AssignedPort {
 
 /// A container's status (atoll).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ContainerStatus {
     /// Its name.
     pub name: String,
@@ -186,6 +196,7 @@ pub struct ContainerStatus {
 
 /// What a container's disk holds at the moment: its root and /tmp (atoll).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DiskStatus {
     /// What bounds it: `image`, `btrfs`, `project-quota`.
     pub backend: String,
@@ -197,6 +208,7 @@ pub struct DiskStatus {
 
 /// A condition, as Kubernetes has them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Condition {
     /// Its name.
     #[serde(rename = "type")]
@@ -213,6 +225,7 @@ pub struct Condition {
 
 /// Consecutive phases that sum to the total.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Timeline {
     /// RFC 3339: when the request was accepted.
     pub begun_at: String,
@@ -224,6 +237,7 @@ pub struct Timeline {
 
 /// One phase.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TimelinePhase {
     /// Its name.
     pub name: String,
@@ -233,6 +247,7 @@ pub struct TimelinePhase {
 
 /// An event: something happened to an object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Event {
     /// RFC 3339.
     pub time: String,
@@ -252,6 +267,7 @@ pub struct Event {
 /// One line of a watch (`?watch=true`): newline-delimited JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(bound(deserialize = "T: Deserialize<'de>"))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WatchEvent<T> {
     /// `ADDED`, `MODIFIED`, `DELETED`, `BOOKMARK`.
     #[serde(rename = "type")]
@@ -265,6 +281,7 @@ pub struct WatchEvent<T> {
 
 /// A node. SOURCE: sandboxd-o's Node; this machine is the only one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Node {
     /// Its name.
     pub id: String,
@@ -290,6 +307,7 @@ pub struct Node {
 
 /// What a node has. SOURCE: sandboxd-o.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeResources {
     /// Thousandths of a CPU.
     pub capacity_cpu_milli: i64,
@@ -315,6 +333,7 @@ pub struct NodeResources {
 
 /// `{"node": …}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeEnvelope {
     /// The node.
     pub node: Node,
@@ -322,6 +341,7 @@ pub struct NodeEnvelope {
 
 /// Body of `PATCH /api/v1/sandboxes/ID` (atoll).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PatchSandbox {
     /// What changes.
     pub spec: PatchSpec,
@@ -329,6 +349,7 @@ pub struct PatchSandbox {
 
 /// What of a sandbox can be changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PatchSpec {
     /// Seconds from now to its deletion; 0: never.
     pub ttl_seconds: i64,
@@ -336,6 +357,7 @@ pub struct PatchSpec {
 
 /// `GET /api/v1/node`: what this machine is and offers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeInfo {
     /// Its name.
     pub id: String,
@@ -353,6 +375,7 @@ pub struct NodeInfo {
 
 /// A class on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ClassInfo {
     /// `container`, `gvisor`, `sim`.
     pub name: String,
@@ -366,6 +389,7 @@ pub struct ClassInfo {
 
 /// An image in the local store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ImageInfo {
     /// Its references, familiar form.
     pub references: Vec<String>,
@@ -390,6 +414,7 @@ pub struct ImageInfo {
 
 /// Body of `POST /api/v1/images/pull`; answered by lines of [`ImageProgress`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PullImage {
     /// What.
     pub reference: String,
@@ -400,6 +425,7 @@ pub struct PullImage {
 
 /// One line of a pull's or an import's progress; the last has `done` or `error`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ImageProgress {
     /// For people: what is being done.
     pub status: String,
@@ -422,6 +448,7 @@ pub struct ImageProgress {
 
 /// Answer of `POST /api/v1/images/gc`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CollectedImages {
     /// References and digests that were removed.
     pub removed: Vec<String>,
@@ -431,6 +458,7 @@ pub struct CollectedImages {
 
 /// Body of `PUT /api/v1/registries/REGISTRY/credentials`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RegistryCredentials {
     /// User name.
     pub username: String,
