@@ -6,6 +6,7 @@ use super::manifest::{Metadata, needed_quantity};
 
 /// Body of `POST /api/v1/volumes`, and a manifest file's document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CreateNamedVolume {
     /// [`super::API_VERSION`]; may be left out.
     #[serde(rename = "apiVersion", default, skip_serializing_if = "Option::is_none")]
@@ -24,6 +25,7 @@ pub struct CreateNamedVolume {
 
 /// A named volume's specification. It cannot be changed afterwards.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NamedVolumeSpec {
     /// Most bytes that its files take, a quantity. With images the file system's own tables and its journal are part of it.
     #[serde(deserialize_with = "needed_quantity")]
@@ -32,6 +34,7 @@ pub struct NamedVolumeSpec {
 
 /// A named volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NamedVolume {
     /// Its name.
     pub id: String,
@@ -54,6 +57,7 @@ pub struct NamedVolume {
 
 /// A named volume's status.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NamedVolumeStatus {
     /// `Pending` (being made), `Ready`, `Lost` (its files are not on this host any more).
     pub phase: String,
@@ -76,6 +80,7 @@ pub struct NamedVolumeStatus {
 
 /// `{"volume": …}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NamedVolumeEnvelope {
     /// The volume.
     pub volume: NamedVolume,

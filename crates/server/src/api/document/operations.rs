@@ -1,16 +1,17 @@
 //! Every operation: its path, what it takes, what it answers. The words are here, the shapes come from the types.
 
 use atoll_wire::rest::{
-    CollectedImages, CreateExternal, CreateSandbox, Deleted, Event, External, ExternalEnvelope,
-    ImageInfo, ImageProgress, Items, Manifest, Node, NodeEnvelope, NodeInfo, Page, PatchSandbox,
-    Process, PullImage, Registry, RegistryCredentials, Sandbox, SandboxEnvelope, Shutdown,
-    SignalSandbox, StopSandbox, VersionInfo, WatchEvent,
+    CollectedImages, CreateExternal, CreateNamedVolume, CreateSandbox, Deleted, Event, External,
+    ExternalEnvelope, ImageInfo, ImageProgress, Items, Manifest, NamedVolume, NamedVolumeEnvelope,
+    Node, NodeEnvelope, NodeInfo, Page, PatchSandbox, Process, PullImage, Registry,
+    RegistryCredentials, Sandbox, SandboxEnvelope, Shutdown, SignalSandbox, StopSandbox,
+    VersionInfo, WatchEvent,
 };
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Value, json};
 
-use super::super::{Done, externals, files, images, logs, node, sandboxes, wait};
+use super::super::{Done, externals, files, images, logs, node, sandboxes, volumes, wait};
 
 const JSON: &str = "application/json";
 const YAML: &str = "application/yaml";
@@ -224,6 +225,7 @@ pub(super) fn all(generator: &mut SchemaGenerator) -> Vec<Operation> {
     let mut all = of_the_server(generator);
     all.extend(of_sandboxes(generator));
     all.extend(of_sandboxes_inside(generator));
+    all.extend(of_volumes(generator));
     all.extend(of_images(generator));
     all
 }
@@ -343,6 +345,24 @@ impl Operation {
     fn only(self, kind: &'static str) -> Self {
         Self { body: vec![(kind, json!({"type": "string"}))], ..self }
     }
+}
+
+fn of_volumes(generator: &mut SchemaGenerator) -> Vec<Operation> {
+    let mut it = Maker(generator);
+    let one = "/api/v1/volumes/{id}";
+    vec![
+        it.get::<Page<NamedVolume>>("/api/v1/volumes", "Named volumes, in order of creation")
+            .query(it.query::<volumes::ListParams>()),
+        it.send::<CreateNamedVolume, NamedVolumeEnvelope>(
+            "post",
+            "/api/v1/volumes",
+            201,
+            "Creates a volume that outlives sandboxes",
+        )
+        .takes(YAML, it.of::<CreateNamedVolume>()),
+        it.get::<NamedVolumeEnvelope>(one, "One volume, with what its disk holds"),
+        it.delete(one, "Deletes a volume; 409 while sandboxes have it"),
+    ]
 }
 
 fn of_images(generator: &mut SchemaGenerator) -> Vec<Operation> {
