@@ -180,8 +180,12 @@ pub struct Container {
     pub work_dir: Option<String>,
     /// `user[:group]`, replaces the image's.
     pub user: Option<String>,
-    /// Capabilities taken from the default set, as written; `ALL` takes all.
+    /// Capabilities added to the default set, plain names; `ALL` adds all.
+    pub cap_add: Vec<String>,
+    /// Capabilities taken from the default set and from those added, as written; `ALL` takes the default set.
     pub cap_drop: Vec<String>,
+    /// What is run may gain privileges, by set-user-id files for one.
+    pub new_privileges: bool,
     /// Read-only root.
     pub read_only: bool,
     /// Memory file systems of its own.

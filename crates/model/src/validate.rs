@@ -259,23 +259,25 @@ pub fn hostname(text: &str) -> Result<String, Refused> {
     }
 }
 
-/// What may be said in `cap_add`: only what every sandbox has anyway.
+/// What may be said in `cap_add`: what every sandbox has anyway, and what the node allows. Gives the plain name.
 ///
 /// # Errors
 /// [`Refused`].
-pub fn added_capability(name: &str, known: &[&str], default: &[&str]) -> Result<(), Refused> {
+pub fn added_capability(
+    name: &str,
+    known: &[&str],
+    allowed: impl Fn(&str) -> bool,
+) -> Result<String, Refused> {
     let plain = plain_capability(name)?;
-    if plain == "ALL" || (known.contains(&plain.as_str()) && !default.contains(&plain.as_str())) {
-        return refuse(format!(
-            "{plain} is beyond the default set ({}), and this node allows nothing more",
-            default.join(" ")
-        ));
+    if plain != "ALL" && !known.contains(&plain.as_str()) {
+        return refuse(format!("{} is no capability; see capabilities(7)", shown(name)));
     }
-    if known.contains(&plain.as_str()) {
-        Ok(())
-    } else {
-        refuse(format!("{} is no capability; see capabilities(7)", shown(name)))
+    if allowed(&plain) {
+        return Ok(plain);
     }
+    refuse(format!(
+        "{plain} is beyond the default set, and this node does not allow it: its operator can, with 'atoll up --allow-capability {plain}'"
+    ))
 }
 
 /// What may be said in `cap_drop`: any capability, or `ALL`.
@@ -297,28 +299,37 @@ fn plain_capability(name: &str) -> Result<String, Refused> {
     if plain.is_empty() { refuse("must not be empty") } else { Ok(plain.to_owned()) }
 }
 
-/// What may be said in `security_opt`: what holds anyway. SOURCE: sandboxd-o's spellings.
+/// What may be said in `security_opt`: what holds anyway, and `no-new-privileges:false` where the node allows it. Gives what is said of
+/// no-new-privileges. SOURCE: sandboxd-o's spellings.
 ///
 /// # Errors
 /// [`Refused`].
-pub fn security_option(text: &str) -> Result<(), Refused> {
+pub fn security_option(
+    text: &str,
+    new_privileges: Result<(), &str>,
+) -> Result<Option<bool>, Refused> {
     let (key, value) = text.split_once(['=', ':']).unwrap_or((text, ""));
     let on = |value: &str| matches!(value, "" | "1" | "t" | "T" | "true" | "TRUE" | "True");
+    let off = |value: &str| matches!(value, "0" | "f" | "F" | "false" | "FALSE" | "False");
     let default =
         |value: &str| matches!(value, "" | "default" | "runtime/default" | "runtimedefault");
     match key {
-        "no-new-privileges" if on(value) => Ok(()),
+        "no-new-privileges" if on(value) => Ok(Some(true)),
+        "no-new-privileges" if off(value) => match new_privileges {
+            Ok(()) => Ok(Some(false)),
+            Err(why) => refuse(format!("no-new-privileges cannot be off here: {why}")),
+        },
         "no-new-privileges" => {
-            refuse("no-new-privileges is always on: this node allows no sandbox without it")
+            refuse(format!("no-new-privileges is true or false, not {}", shown(value)))
         }
-        "seccomp" if default(value) => Ok(()),
+        "seccomp" if default(value) => Ok(None),
         "seccomp" => refuse(format!(
-            "seccomp is always atoll's profile: {} is not allowed on this node",
+            "seccomp is always atoll's profile: {} cannot be had, and no node setting allows it yet",
             shown(value)
         )),
-        "apparmor" if default(value) => Ok(()),
+        "apparmor" if default(value) => Ok(None),
         "apparmor" => refuse(format!(
-            "AppArmor profiles are not for sandboxes to choose: {} is not allowed",
+            "AppArmor profiles are not for sandboxes to choose: {} cannot be had, and no node setting allows it",
             shown(value)
         )),
         _ => refuse(format!(

@@ -16,6 +16,7 @@ use atoll_model::units::Bytes;
 use atoll_model::validate::{self as rules, Problem, Problems};
 use atoll_wire::rest;
 
+use crate::config::Privileges;
 pub(crate) use container::DEFAULT_DISK;
 use container::container;
 
@@ -40,6 +41,7 @@ pub(crate) struct Offer {
 pub(crate) struct OfferedClass {
     pub(crate) class: Class,
     pub(crate) image_init: bool,
+    pub(crate) privileges: Privileges,
 }
 
 /// A checked request.

@@ -9,6 +9,7 @@ use atoll_model::egress::Grant;
 use atoll_model::ports::PortRange;
 use atoll_model::rate::RateLimit;
 use atoll_runtime::{Runtime, RuntimeClass, SandboxNetwork, VolumeDisks};
+use atoll_sys::capabilities::CapabilitySet;
 
 use crate::data_dir::{DataDir, DataDirError};
 use crate::images::ImageSource;
@@ -78,6 +79,15 @@ impl std::str::FromStr for ListenAddress {
 /// Is told the address.
 pub type OnServing = Box<dyn FnOnce(&str) + Send>;
 
+/// What this machine's operator lets sandboxes have beyond the default. Nothing by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Privileges {
+    /// Capabilities that a manifest may add, besides those that every sandbox has.
+    pub capabilities: CapabilitySet,
+    /// A manifest may turn no-new-privileges off.
+    pub new_privileges: bool,
+}
+
 /// All that [`crate::run`] needs.
 pub struct ServerConfig {
     /// Locked by this process.
@@ -106,6 +116,8 @@ pub struct ServerConfig {
     pub images: Arc<dyn ImageSource>,
     /// Sandboxes that are begun at the same time, at most; others wait in order. `None`: 16.
     pub concurrent_launches: Option<usize>,
+    /// What sandboxes may have beyond the default.
+    pub privileges: Privileges,
     /// How often sandboxes may be created; `None`: as often as they are asked for.
     pub create_limit: Option<RateLimit>,
     /// Called once clients can connect, with the address as in `server.json`.

@@ -33,7 +33,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{ListenAddress, ListenError, OnServing, ServerConfig, ServerError};
+pub use config::{ListenAddress, ListenError, OnServing, Privileges, ServerConfig, ServerError};
 pub use data_dir::{DataDir, DataDirError};
 pub use images::{
     ImageConfig, ImageSource, ImageSourceError, NoImages, Progress, ResolvedImage, ResolvedUser,
@@ -158,9 +158,10 @@ fn class_of(class: RuntimeClass) -> Option<Class> {
 fn offer(config: &ServerConfig) -> admission::Offer {
     let mut strongest: Vec<_> = config.runtimes.iter().collect();
     strongest.sort_by_key(|it| std::cmp::Reverse(it.class()));
+    let privileges = config.privileges;
     let class = |it: &Arc<dyn Runtime>| {
         let image_init = it.traits().image_init;
-        class_of(it.class()).map(|class| admission::OfferedClass { class, image_init })
+        class_of(it.class()).map(|class| admission::OfferedClass { class, image_init, privileges })
     };
     let why =
         |(class, why): &(RuntimeClass, String)| class_of(*class).map(|class| (class, why.clone()));

@@ -258,8 +258,8 @@ fn process(
         working_directory,
         make_working_directory: true,
         user: user.ids.clone(),
-        capabilities: capabilities(&container.cap_drop).mask(),
-        no_new_privileges: true,
+        capabilities: capabilities(&container.cap_add, &container.cap_drop).mask(),
+        no_new_privileges: !container.new_privileges,
         stdin: container.stdin,
         terminal: container.tty.then_some(DEFAULT_TERMINAL),
         umask: 0o022,
@@ -268,10 +268,19 @@ fn process(
     })
 }
 
-/// The default set without what was dropped. A name that is not known drops everything: an admitted one always is.
-pub(crate) fn capabilities(dropped: &[String]) -> CapabilitySet {
-    let dropped = CapabilitySet::parse(dropped).unwrap_or(CapabilitySet::ALL);
-    CapabilitySet::container_default().without(dropped)
+/// The default set with what was added and without what was dropped; a name that is not known adds nothing and drops everything: an
+/// admitted one always is known. Dropping ALL leaves what was added. SOURCE: Docker and containerd read the two lists like this.
+pub(crate) fn capabilities(added: &[String], dropped: &[String]) -> CapabilitySet {
+    let added = CapabilitySet::parse(added).unwrap_or(CapabilitySet::EMPTY);
+    let is_all = |name: &String| name.eq_ignore_ascii_case("ALL");
+    let named = dropped.iter().filter(|name| !is_all(name));
+    let named = CapabilitySet::parse(named).unwrap_or(CapabilitySet::ALL);
+    let default = if dropped.iter().any(is_all) {
+        CapabilitySet::EMPTY
+    } else {
+        CapabilitySet::container_default()
+    };
+    default.with_all_of(added).without(named)
 }
 
 /// Defaults, then the image's entries, then the user's: a later entry of a name replaces an earlier one, in the earlier one's place.

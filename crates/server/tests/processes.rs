@@ -43,6 +43,7 @@ fn serve_if_child() {
         images: Arc::new(FakeImages::default()),
         concurrent_launches: None,
         create_limit: None,
+        privileges: atoll_server::Privileges::default(),
         on_serving: Some(Box::new(|address| println!("serving {address}"))),
     };
     runtime.block_on(atoll_server::run(config, std::future::pending())).unwrap();

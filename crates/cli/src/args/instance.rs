@@ -9,7 +9,7 @@ use atoll_runtime::disk::DiskChoice;
 use atoll_server::ListenAddress;
 use clap::{Args, ValueEnum};
 
-use super::values::{PlainFormat, duration, label};
+use super::values::{PlainFormat, capability, duration, label};
 
 /// Flags of `atoll up`.
 #[derive(Debug, Clone, Args)]
@@ -59,6 +59,15 @@ pub(crate) struct UpArgs {
     /// 10.1.0.0/16:5432; may be given again
     #[arg(long, value_name = "DESTINATION", env = "ATOLL_ALLOW_EGRESS", value_delimiter = ',')]
     pub(crate) allow_egress: Vec<Grant>,
+
+    /// A capability that manifests may add (cap_add) beyond the default set, or ALL; may be given again
+    #[arg(long, value_name = "NAME", env = "ATOLL_ALLOW_CAPABILITY", value_delimiter = ',')]
+    #[arg(value_parser = capability)]
+    pub(crate) allow_capability: Vec<String>,
+
+    /// Let manifests turn no-new-privileges off (security_opt), in class container
+    #[arg(long, env = "ATOLL_ALLOW_NEW_PRIVILEGES")]
+    pub(crate) allow_new_privileges: bool,
 
     /// Sandboxes that may be created in a second; more are answered 429 with Retry-After. No limit when left out
     #[arg(long, value_name = "N", env = "ATOLL_CREATE_RATE")]

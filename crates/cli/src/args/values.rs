@@ -251,6 +251,12 @@ pub(crate) fn label(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
+/// Reads the name of a capability, or `ALL`.
+pub(crate) fn capability(text: &str) -> Result<String, String> {
+    atoll_sys::capabilities::CapabilitySet::parse([text]).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
 /// Reads `KEY=VALUE`, or `KEY` for its value in this process's environment.
 pub(crate) fn environment_entry(text: &str) -> Result<String, String> {
     let (key, given) = match text.split_once('=') {

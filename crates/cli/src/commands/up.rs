@@ -8,7 +8,8 @@ use anyhow::Context;
 use atoll_model::rate::RateLimit;
 use atoll_runtime::shim::NetworkConfig;
 use atoll_runtime::{SandboxNetwork, VolumeDisks};
-use atoll_server::{DataDir, ServerConfig};
+use atoll_server::{DataDir, Privileges, ServerConfig};
+use atoll_sys::capabilities::CapabilitySet;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -48,6 +49,8 @@ fn flags(args: &UpArgs) -> Vec<String> {
     ];
     flags.extend(args.node_label.iter().map(|(key, value)| format!("--node-label={key}={value}")));
     flags.extend(args.allow_egress.iter().map(|grant| format!("--allow-egress={grant}")));
+    flags.extend(args.allow_capability.iter().map(|it| format!("--allow-capability={it}")));
+    flags.extend(args.allow_new_privileges.then(|| "--allow-new-privileges".to_owned()));
     flags.extend(args.create_rate.map(|it| format!("--create-rate={it}")));
     flags.extend(args.create_burst.map(|it| format!("--create-burst={it}")));
     flags.extend(args.enable_sim.then(|| "--enable-sim".to_owned()));
@@ -127,10 +130,19 @@ async fn serve_until_told(
         images,
         concurrent_launches: None,
         create_limit: create_limit(args),
+        privileges: privileges(args),
         on_serving: Some(on_serving),
     };
     atoll_server::run(config, stop).await?;
     Ok(())
+}
+
+/// What sandboxes may have beyond the default.
+fn privileges(args: &UpArgs) -> Privileges {
+    let capabilities = args.allow_capability.iter();
+    // Names were checked as they were read.
+    let capabilities = CapabilitySet::parse(capabilities).unwrap_or(CapabilitySet::EMPTY);
+    Privileges { capabilities, new_privileges: args.allow_new_privileges }
 }
 
 /// How often sandboxes may be created. SOURCE: sandboxd-o's burst is twice its rate.

@@ -29,6 +29,7 @@ mod objects;
 mod page_cache;
 mod ports;
 mod private_authority;
+mod privileges;
 mod probes;
 mod progress;
 mod read_only;

@@ -77,35 +77,44 @@ fn quantities_have_bounds() {
 }
 
 #[test]
-fn security_options_can_only_say_what_holds_anyway() {
-    for good in [
-        "no-new-privileges",
-        "no-new-privileges:true",
-        "no-new-privileges=1",
-        "seccomp=runtime/default",
-        "apparmor:default",
+fn security_options_say_what_holds_anyway_or_what_the_node_allows() {
+    let not_here = Err("not here");
+    for (good, said) in [
+        ("no-new-privileges", Some(true)),
+        ("no-new-privileges:true", Some(true)),
+        ("no-new-privileges=1", Some(true)),
+        ("seccomp=runtime/default", None),
+        ("apparmor:default", None),
     ] {
-        assert_eq!(security_option(good), Ok(()), "{good}");
+        assert_eq!(security_option(good, not_here), Ok(said), "{good}");
     }
     for bad in [
-        "no-new-privileges=false",
+        "no-new-privileges=maybe",
         "seccomp=unconfined",
         "seccomp=localhost//x.json",
         "apparmor=unconfined",
         "label=disable",
         "",
     ] {
-        assert!(security_option(bad).is_err(), "{bad}");
+        assert!(security_option(bad, Ok(())).is_err(), "{bad}");
+    }
+    for off in ["no-new-privileges:false", "no-new-privileges=0"] {
+        assert_eq!(security_option(off, Ok(())), Ok(Some(false)));
+        assert!(security_option(off, not_here).unwrap_err().to_string().contains("not here"));
     }
 }
 
 #[test]
-fn capabilities_beyond_the_default_are_refused_by_name() {
-    let (known, default) = (["CHOWN", "SYS_ADMIN"], ["CHOWN"]);
-    assert_eq!(added_capability("cap_chown", &known, &default), Ok(()));
+fn capabilities_beyond_the_default_are_refused_by_name_unless_the_node_allows_them() {
+    let known = ["CHOWN", "SYS_ADMIN", "NET_RAW"];
+    let allowed = |name: &str| matches!(name, "CHOWN" | "NET_RAW");
+    assert_eq!(added_capability("cap_chown", &known, allowed).as_deref(), Ok("CHOWN"));
+    assert_eq!(added_capability("net_raw", &known, allowed).as_deref(), Ok("NET_RAW"));
     for bad in ["SYS_ADMIN", "ALL", "all", "NOT_ONE", "", "CAP_"] {
-        assert!(added_capability(bad, &known, &default).is_err(), "{bad}");
+        assert!(added_capability(bad, &known, allowed).is_err(), "{bad}");
     }
+    let refusal = added_capability("SYS_ADMIN", &known, allowed).unwrap_err().to_string();
+    assert!(refusal.contains("--allow-capability SYS_ADMIN"), "{refusal}");
     assert_eq!(dropped_capability("all", &known).as_deref(), Ok("ALL"));
     assert!(dropped_capability("CHOWN,SYS_ADMIN", &known).is_err());
 }
@@ -134,7 +143,7 @@ fn a_flood_of_problems_is_cut_and_counted() {
 proptest::proptest! {
     #[test]
     fn no_rule_panics_and_accepted_paths_stay_where_they_are(text in "\\PC{0,40}|[/.a-z]{0,12}") {
-        let _ = (user(&text), hostname(&text), env_entry(&text), tmpfs_options(&text), security_option(&text), cpu(&text));
+        let _ = (user(&text), hostname(&text), env_entry(&text), tmpfs_options(&text), security_option(&text, Ok(())), cpu(&text));
         if let Ok(path) = mount_path(&text, MountPathRule::Tmpfs) {
             assert!(path.starts_with('/') && path.len() > 1 && !path.split('/').any(|part| part == ".."));
             assert!(!path.starts_with("/proc/") && path != "/proc");

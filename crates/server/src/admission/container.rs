@@ -2,11 +2,11 @@
 
 use atoll_model::ids::{ContainerName, VolumeName};
 use atoll_model::spec::{
-    Command, Container, EnvEntry, Init, PullPolicy, Resources, Signal, Tmpfs, VolumeMount,
+    Class, Command, Container, EnvEntry, Init, PullPolicy, Resources, Signal, Tmpfs, VolumeMount,
 };
 use atoll_model::units::{Bytes, MilliCpu};
 use atoll_model::validate::{self as rules, Problems};
-use atoll_sys::capabilities::{self, CONTAINER_DEFAULT};
+use atoll_sys::capabilities::{self, CapabilitySet};
 use atoll_wire::rest;
 
 use super::OfferedClass;
@@ -39,7 +39,7 @@ pub(super) fn container(
     let work_dir =
         where_given(problems, &at("work_dir"), wanted.work_dir.as_deref(), rules::absolute_path);
     let user = where_given(problems, &at("user"), wanted.user.as_deref(), rules::user);
-    let cap_drop = security(problems, &path, wanted);
+    let security = security(problems, &path, wanted, class);
     let (tmpfs, volume_mounts) = mounts(problems, &path, wanted, &spec.volumes);
     let resources = resources(problems, &at("resource"), &wanted.resource);
     let stop_signal = stop_signal(problems, &at("stop_signal"), wanted.stop_signal.as_deref());
@@ -51,7 +51,9 @@ pub(super) fn container(
         env,
         work_dir,
         user,
-        cap_drop,
+        cap_add: security.cap_add,
+        cap_drop: security.cap_drop,
+        new_privileges: security.new_privileges,
         read_only: wanted.read_only,
         tmpfs,
         volume_mounts,
@@ -184,34 +186,70 @@ fn env(problems: &mut Problems, path: &str, entries: &[String]) -> Vec<EnvEntry>
     entries.iter().enumerate().filter_map(one).collect()
 }
 
-fn security(problems: &mut Problems, path: &str, wanted: &rest::ContainerSpec) -> Vec<String> {
+/// What a container has and may do beyond or short of the default.
+struct Security {
+    cap_add: Vec<String>,
+    cap_drop: Vec<String>,
+    new_privileges: bool,
+}
+
+/// Without a class nothing is allowed or refused any more: it was admitted before.
+fn security(
+    problems: &mut Problems,
+    path: &str,
+    wanted: &rest::ContainerSpec,
+    class: Option<OfferedClass>,
+) -> Security {
     let known: Vec<&str> = (0..64).filter_map(capabilities::name).collect();
-    let default = CONTAINER_DEFAULT.map(|(name, _)| name);
-    for (index, name) in wanted.cap_add.iter().take(rules::MAX_MOUNTS).enumerate() {
-        problems.take(
-            &format!("{path}.cap_add[{index}]"),
-            rules::added_capability(name, &known, &default),
-        );
-    }
-    for (index, text) in wanted.security_opt.iter().take(rules::MAX_MOUNTS).enumerate() {
-        problems.take(&format!("{path}.security_opt[{index}]"), rules::security_option(text));
+    let allowed = |name: &str| class.is_none_or(|it| may_add(it, name));
+    let add = |problems: &mut Problems, (index, name): (usize, &String)| {
+        let added = rules::added_capability(name, &known, allowed);
+        problems.take(&format!("{path}.cap_add[{index}]"), added)
+    };
+    let most = rules::MAX_MOUNTS;
+    let cap_add =
+        wanted.cap_add.iter().take(most).enumerate().filter_map(|it| add(problems, it)).collect();
+    let may_gain = class.map_or(Ok(()), may_gain_privileges);
+    let mut new_privileges = false;
+    for (index, text) in wanted.security_opt.iter().take(most).enumerate() {
+        let said = rules::security_option(text, may_gain);
+        let said = problems.take(&format!("{path}.security_opt[{index}]"), said);
+        new_privileges = said.flatten().map_or(new_privileges, |none| !none);
     }
     for (field, count) in [
         ("cap_add", wanted.cap_add.len()),
         ("cap_drop", wanted.cap_drop.len()),
         ("security_opt", wanted.security_opt.len()),
     ] {
-        if count > rules::MAX_MOUNTS {
-            problems.add(
-                format!("{path}.{field}"),
-                format!("are {count}, at most {} are allowed", rules::MAX_MOUNTS),
-            );
+        if count > most {
+            let message = format!("are {count}, at most {most} are allowed");
+            problems.add(format!("{path}.{field}"), message);
         }
     }
     let drop = |(index, name): (usize, &String)| {
         problems.take(&format!("{path}.cap_drop[{index}]"), rules::dropped_capability(name, &known))
     };
-    wanted.cap_drop.iter().take(rules::MAX_MOUNTS).enumerate().filter_map(drop).collect()
+    let cap_drop = wanted.cap_drop.iter().take(most).enumerate().filter_map(drop).collect();
+    Security { cap_add, cap_drop, new_privileges }
+}
+
+/// The default set is everybody's; more is the node's to allow, by name. `ALL` only where all is allowed.
+fn may_add(class: OfferedClass, name: &str) -> bool {
+    let Some(number) = capabilities::number(name) else {
+        return name == "ALL" && class.privileges.capabilities == CapabilitySet::ALL;
+    };
+    CapabilitySet::container_default().contains(number)
+        || class.privileges.capabilities.contains(number)
+}
+
+fn may_gain_privileges(class: OfferedClass) -> Result<(), &'static str> {
+    match (class.class, class.privileges.new_privileges) {
+        (Class::Gvisor, _) => Err("class gvisor keeps it on always"),
+        (_, true) => Ok(()),
+        (_, false) => Err(
+            "this node does not allow it: its operator can, with 'atoll up --allow-new-privileges'",
+        ),
+    }
 }
 
 fn mounts(

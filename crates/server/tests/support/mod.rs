@@ -255,6 +255,7 @@ impl TestServer {
             images: Arc::clone(&images) as Arc<dyn ImageSource>,
             concurrent_launches: None,
             create_limit,
+            privileges: atoll_server::Privileges::default(),
             on_serving: Some(Box::new(move |address| told.send(address.to_owned()).unwrap())),
         };
         let (stop, stopped) = oneshot::channel::<()>();

@@ -173,13 +173,13 @@ pub struct ContainerSpec {
     /// `user[:group]`, names or numbers; replaces the image's (atoll).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// Capabilities to add: refused beyond the default set.
+    /// Capabilities to add: beyond the default set only those that the node allows (`atoll up --allow-capability`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cap_add: Vec<String>,
-    /// Capabilities to drop; `ALL` for all.
+    /// Capabilities to drop; `ALL` for the whole default set, not for what `cap_add` adds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cap_drop: Vec<String>,
-    /// `no-new-privileges[:=]true`, `seccomp=runtime/default`.
+    /// `no-new-privileges[:=]true` (`false` where the node allows it), `seccomp=runtime/default`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub security_opt: Vec<String>,
     /// Read-only root.
