@@ -97,6 +97,47 @@ fn every_problem_is_told_with_its_path() {
 }
 
 #[test]
+fn privileges_are_had_where_the_node_allows_them_by_name_and_refused_elsewhere() {
+    let request = |class: &str| {
+        let mut request = request(vec![container("main")]);
+        request.spec.class = Some(class.into());
+        let main = &mut request.spec.containers[0];
+        main.cap_add = vec!["CAP_NET_ADMIN".into(), "chown".into()];
+        main.security_opt = vec!["no-new-privileges:false".into()];
+        request
+    };
+    let refused = admit(&request("container"), &offer()).unwrap_err();
+    let paths: Vec<&str> = refused.iter().map(|it| it.path.as_str()).collect();
+    assert_eq!(paths, ["spec.containers[0].cap_add[0]", "spec.containers[0].security_opt[0]"]);
+    assert!(refused[0].message.contains("--allow-capability NET_ADMIN"), "{refused:?}");
+    assert!(refused[1].message.contains("--allow-new-privileges"), "{refused:?}");
+    let mut generous = offer();
+    let sentry = OfferedClass { class: Class::Gvisor, ..generous.classes[0] };
+    generous.classes.push(sentry);
+    for class in &mut generous.classes {
+        class.privileges = Privileges {
+            capabilities: CapabilitySet::parse(["NET_ADMIN"]).unwrap(),
+            new_privileges: true,
+        };
+    }
+    let admitted = admit(&request("container"), &generous).unwrap();
+    let main = &admitted.spec.containers[0];
+    assert_eq!(
+        (main.cap_add.as_slice(), main.new_privileges),
+        (&["NET_ADMIN".to_owned(), "CHOWN".to_owned()][..], true)
+    );
+    let refused = admit(&request("gvisor"), &generous).unwrap_err();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert!(refused[0].message.contains("class gvisor"), "{refused:?}");
+    // All only where all is allowed.
+    let mut all = request("container");
+    all.spec.containers[0].cap_add = vec!["ALL".into()];
+    assert!(admit(&all, &generous).is_err());
+    generous.classes.iter_mut().for_each(|it| it.privileges.capabilities = CapabilitySet::ALL);
+    assert!(admit(&all, &generous).is_ok());
+}
+
+#[test]
 fn what_would_not_be_enforced_is_refused_as_such() {
     let mut it = request(vec![container("main")]);
     it.spec.egress = true;
@@ -337,45 +378,4 @@ fn private_destinations_must_be_allowed_by_the_node() {
     }
     let many = vec![one("10.0.0.0/8", 5432); 33];
     assert_eq!(admitted(many).unwrap_err(), ["spec.egress_allow"]);
-}
-
-#[test]
-fn privileges_are_had_where_the_node_allows_them_by_name_and_refused_elsewhere() {
-    let request = |class: &str| {
-        let mut request = request(vec![container("main")]);
-        request.spec.class = Some(class.into());
-        let main = &mut request.spec.containers[0];
-        main.cap_add = vec!["CAP_NET_ADMIN".into(), "chown".into()];
-        main.security_opt = vec!["no-new-privileges:false".into()];
-        request
-    };
-    let refused = admit(&request("container"), &offer()).unwrap_err();
-    let paths: Vec<&str> = refused.iter().map(|it| it.path.as_str()).collect();
-    assert_eq!(paths, ["spec.containers[0].cap_add[0]", "spec.containers[0].security_opt[0]"]);
-    assert!(refused[0].message.contains("--allow-capability NET_ADMIN"), "{refused:?}");
-    assert!(refused[1].message.contains("--allow-new-privileges"), "{refused:?}");
-    let mut generous = offer();
-    let sentry = OfferedClass { class: Class::Gvisor, ..generous.classes[0] };
-    generous.classes.push(sentry);
-    for class in &mut generous.classes {
-        class.privileges = Privileges {
-            capabilities: CapabilitySet::parse(["NET_ADMIN"]).unwrap(),
-            new_privileges: true,
-        };
-    }
-    let admitted = admit(&request("container"), &generous).unwrap();
-    let main = &admitted.spec.containers[0];
-    assert_eq!(
-        (main.cap_add.as_slice(), main.new_privileges),
-        (&["NET_ADMIN".to_owned(), "CHOWN".to_owned()][..], true)
-    );
-    let refused = admit(&request("gvisor"), &generous).unwrap_err();
-    assert_eq!(refused.len(), 1, "{refused:?}");
-    assert!(refused[0].message.contains("class gvisor"), "{refused:?}");
-    // All only where all is allowed.
-    let mut all = request("container");
-    all.spec.containers[0].cap_add = vec!["ALL".into()];
-    assert!(admit(&all, &generous).is_err());
-    generous.classes.iter_mut().for_each(|it| it.privileges.capabilities = CapabilitySet::ALL);
-    assert!(admit(&all, &generous).is_ok());
 }
