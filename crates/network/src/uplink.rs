@@ -23,8 +23,8 @@ pub(crate) fn ensure(
 ) -> Result<(), NetworkError> {
     let ends = ensure_pair(host, ring, ring_namespace, names)?;
     let setting = |name: &str| format!("/proc/sys/net/ipv6/conf/{}/{name}", names.uplink);
-    // Set before it is up, where the kernel has IPv6.
-    for (name, value) in [("addr_gen_mode", "1"), ("accept_ra", "0")] {
+    // Set before it is up, where the kernel has IPv6. A host that uses none on its own interfaces has it on this one, where nobody is met.
+    for (name, value) in [("disable_ipv6", "0"), ("addr_gen_mode", "1"), ("accept_ra", "0")] {
         write_if_there(Path::new(&setting(name)), value)?;
     }
     for address in subnet.uplink_host().both() {

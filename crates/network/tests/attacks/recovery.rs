@@ -157,3 +157,19 @@ fn two_instances_do_not_meet_and_end_apart() {
     assert!(!directory.path().join("network/ring").exists());
     assert!(sandbox.connects(WORLD4, 80), "the first goes on");
 }
+
+/// As administrators leave a host that is to use IPv4 alone.
+#[test]
+fn a_host_that_disables_ipv6_has_a_network_all_the_same() {
+    let Some(mut lab) = Lab::new("attacks::a_host_that_disables_ipv6") else { return };
+    lab.network().remove().unwrap();
+    let disable =
+        "for of in all default; do echo 1 >/proc/sys/net/ipv6/conf/$of/disable_ipv6; done";
+    lab.host.sh(disable);
+    lab.open(&[]);
+    let (slot, sandbox) = lab.sandbox(Reach::World);
+    let _servers = [Echo::serve(&sandbox, 80), Echo::serve(&lab.world, 80)];
+    lab.network().publish(slot.number, &[PORT]).unwrap();
+    assert!(sandbox.connects(WORLD4, 80) && lab.world.connects(HOST4, 20_000));
+    assert!(!sandbox.connects(WORLD6, 80), "the host has no way there");
+}
