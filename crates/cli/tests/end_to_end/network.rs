@@ -91,6 +91,33 @@ fn a_private_destination_is_open_to_whom_manifest_and_node_both_name_it() {
     });
 }
 
+/// Two names with the same 32 bits of FNV-1a, by which sandboxd-o names its rules. SOURCE: computed; `0x244e0516` both.
+const SAME_HASH: [&str; 2] = ["vousgcrxnb", "mu9gxzke5j"];
+
+#[test]
+fn names_that_collide_elsewhere_share_no_rule() {
+    let hash = |name: &str| {
+        let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+        name.bytes().fold(0x811c_9dc5, step)
+    };
+    assert_eq!(hash(SAME_HASH[0]), hash(SAME_HASH[1]));
+    on_a_host("names_that_collide_elsewhere", |instance, class, _| {
+        for (name, egress) in SAME_HASH.iter().zip([true, false]) {
+            let text = format!(
+                "kind: Sandbox\nid: {name}\nspec: {{class: {class}, egress: {egress}, containers: [{{name: main, image: {IMAGE}, args: [sleep, '1000']}}]}}\n"
+            );
+            instance.atoll_with_input(["create", "--wait", "-f", "-"], text.as_bytes()).succeeded();
+        }
+        let script = format!("echo | timeout 5 nc {WORLD} 80");
+        let say = |name| instance.atoll(["exec", name, "--", "sh", "-c", &script]).text();
+        let hello = format!("hello {HOST}\n");
+        assert_eq!(SAME_HASH.map(say), [hello.clone(), String::new()]);
+        instance.atoll(["delete", &format!("sandbox/{}", SAME_HASH[1])]).succeeded();
+        assert_eq!(say(SAME_HASH[0]), hello, "what was the other's is gone, and no more");
+        instance.atoll(["delete", &format!("sandbox/{}", SAME_HASH[0])]).succeeded();
+    });
+}
+
 /// A name of the world that leads to a private address is a name without one, but for whom that address is granted.
 #[test]
 fn a_name_leads_nobody_to_a_private_address() {
