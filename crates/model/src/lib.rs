@@ -5,6 +5,7 @@
 
 pub mod boost;
 pub mod causes;
+pub mod dependencies;
 pub mod egress;
 pub mod ids;
 pub mod image_reference;

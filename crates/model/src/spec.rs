@@ -204,6 +204,8 @@ pub struct Container {
     pub await_attach: bool,
     /// Replaces the image's stop signal.
     pub stop_signal: Option<Signal>,
+    /// Its command starts only when these are ready.
+    pub depends_on: Vec<ContainerName>,
 }
 
 /// What a container runs, in terms of its image's entrypoint and cmd.

@@ -222,6 +222,28 @@ pub struct ContainerState {
     pub started_at: Option<UnixMicros>,
     /// Bytes of output that rotation dropped or a crash lost.
     pub log_dropped_bytes: u64,
+    /// Those that must be ready before its command starts.
+    pub depends_on: Vec<String>,
+    /// It has a readiness probe of its own.
+    pub is_probed: bool,
+    /// That probe has passed since it was started.
+    pub has_passed: bool,
+}
+
+impl ContainerState {
+    /// One that waits for its start, and for nobody else.
+    #[must_use]
+    pub fn waiting(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            phase: ContainerPhase::Waiting,
+            started_at: None,
+            log_dropped_bytes: 0,
+            depends_on: Vec::new(),
+            is_probed: false,
+            has_passed: false,
+        }
+    }
 }
 
 /// Why it is not as it should be, or why it is as it is.
@@ -288,6 +310,11 @@ pub enum Event {
         /// How.
         end: End,
     },
+    /// A container's own readiness probe has passed.
+    Passed {
+        /// Which.
+        container: String,
+    },
     /// So many bytes of a container's output were dropped, in all.
     LogDropped {
         /// Which.
@@ -301,6 +328,8 @@ pub enum Event {
     GateShut(Cause),
     /// Its probes have failed before they ever passed: it was ended.
     NeverReady(Cause),
+    /// It can never become what it was to be: it was ended.
+    GivenUp(Cause),
     /// It cannot be seen.
     Unreachable(String),
     /// It was seen (again): each container as it is.
@@ -327,16 +356,10 @@ impl SandboxState {
     /// A sandbox that was just accepted.
     #[must_use]
     pub fn new<'a>(containers: impl IntoIterator<Item = &'a str>) -> Self {
-        let container = |name: &str| ContainerState {
-            name: name.to_owned(),
-            phase: ContainerPhase::Waiting,
-            started_at: None,
-            log_dropped_bytes: 0,
-        };
         Self {
             phase: Phase::Pending,
             cause: None,
-            containers: containers.into_iter().map(container).collect(),
+            containers: containers.into_iter().map(ContainerState::waiting).collect(),
             gate: Gate::Absent,
             images_ready: false,
             adopted: false,
@@ -366,10 +389,7 @@ impl SandboxState {
     /// Every container was started.
     #[must_use]
     pub fn all_started(&self) -> bool {
-        let started = |it: &ContainerState| {
-            matches!(it.phase, ContainerPhase::Running | ContainerPhase::Ended(_))
-        };
-        self.containers.iter().all(started)
+        self.containers.iter().all(ContainerState::is_started)
     }
 
     /// Applies an event. False: it changes nothing.
@@ -403,7 +423,12 @@ impl SandboxState {
                 self.cause = Some(cause);
             }
             Event::GateShut(_) => {}
-            Event::NeverReady(cause) => {
+            Event::Passed { container } => {
+                if let Some(container) = self.container(&container) {
+                    container.has_passed = true;
+                }
+            }
+            Event::NeverReady(cause) | Event::GivenUp(cause) => {
                 self.end_all(EndReason::Stopped, &cause.message);
                 self.fail(cause);
             }
@@ -544,7 +569,7 @@ impl SandboxState {
     }
 }
 
-fn describe_end(container: &str, end: &End) -> String {
+pub(crate) fn describe_end(container: &str, end: &End) -> String {
     let how = match (end.code, end.signal) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => format!("signal {signal}"),

@@ -186,6 +186,7 @@ fn plan(number: usize, layer: &Path) -> SandboxPlan {
             volume_mounts: Vec::new(),
             stop_signal: 15,
             await_attach: false,
+            held: false,
         }],
         volumes: Vec::new(),
         shm_bytes: 64 * MIB,

@@ -266,6 +266,9 @@ pub trait Sandbox: Send + Sync + 'static {
 
     /// The CPU quota holds from now on.
     async fn end_boost(&self) -> Result<(), RuntimeError>;
+
+    /// Starts the command of a container that its plan holds. Asked again for one that was started it does nothing.
+    async fn start_container(&self, container: &str) -> Result<(), RuntimeError>;
 }
 
 /// A process's input and output. Dropping it detaches; an exec'ed process then loses its terminal or goes on.

@@ -7,6 +7,7 @@ mod network;
 
 use std::collections::BTreeMap;
 
+use atoll_model::dependencies;
 use atoll_model::egress::Grant;
 use atoll_model::ids::{SandboxName, VolumeName};
 use atoll_model::spec::{
@@ -340,6 +341,11 @@ fn containers(
             format!("spec.containers[{index}].name"),
             format!("{} is there before", rules::shown(&wanted[index].name)),
         );
+    }
+    let names: Vec<&str> = wanted.iter().map(|it| it.name.as_str()).collect();
+    let depends_on: Vec<&[String]> = wanted.iter().map(|it| it.depends_on.as_slice()).collect();
+    for (index, at, why) in dependencies::problems(&names, &depends_on) {
+        problems.add(format!("spec.containers[{index}].depends_on[{at}]"), why);
     }
     // All are walked, so that every problem is told.
     let read: Vec<_> =

@@ -221,6 +221,7 @@ fn plan_container(
         volume_mounts: container.volume_mounts.iter().map(mount).collect(),
         stop_signal: container.stop_signal.or(image_signal).unwrap_or(Signal::TERM).number(),
         await_attach: container.await_attach,
+        held: !container.depends_on.is_empty(),
     })
 }
 

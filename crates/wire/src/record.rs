@@ -40,6 +40,9 @@ pub struct ContainerRecord {
     pub started_at_unix_micros: Option<i64>,
     /// How it ended, if it has.
     pub exit: Option<ContainerExit>,
+    /// It was held, and its command was asked for: it is started, or is to be.
+    #[serde(default)]
+    pub released: bool,
 }
 
 /// `end.json`: the truth about a sandbox that is over.

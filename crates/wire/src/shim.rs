@@ -176,6 +176,17 @@ pub struct ContainerPlan {
     pub stop_signal: i32,
     /// Keep output from the first byte until somebody attaches, and send no faster than that client takes it.
     pub await_attach: bool,
+    /// Its command is not started before [`ShimRequest::StartContainer`]. For [`Init::Guest`] alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub held: bool,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde's skip_serializing_if passes a reference"
+)]
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// Who has pid 1 in a container.
@@ -414,6 +425,12 @@ pub enum ShimRequest {
     },
     /// The CPU quota holds from now on.
     EndBoost,
+    /// Start the command of a container that is held. `Ok` once it is remembered, so that it happens whoever dies then; `Ok` again, and
+    /// nothing more, for one that was started. Only what a plan holds is asked for: a shim that does not know this holds nothing.
+    StartContainer {
+        /// Which.
+        container: String,
+    },
 }
 
 /// A shim's answer.

@@ -186,6 +186,9 @@ fn container_spec(text: &mut Text, container: &ContainerSpec) {
     if !limits.is_empty() {
         text.line("Limits", limits.join(", "));
     }
+    if !container.depends_on.is_empty() {
+        text.line("Depends on", container.depends_on.join(", "));
+    }
     if container.read_only {
         text.line("Root", "read-only");
     }
@@ -198,6 +201,9 @@ fn container_status(text: &mut Text, state: &ContainerStatus) {
         _ => Colour::Busy,
     };
     text.cell("State", Cell::coloured(&state.state, colour));
+    if !state.waiting_for.is_empty() {
+        text.line("Waits for", state.waiting_for.join(", "));
+    }
     if let Some(code) = state.exit_code {
         let signal = state.signal.map(|signal| format!(" (signal {signal})")).unwrap_or_default();
         text.line("Exit code", format!("{code}{signal}"));

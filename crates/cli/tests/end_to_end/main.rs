@@ -23,6 +23,7 @@ mod host_processes;
 mod hostile_images;
 mod images;
 mod lifecycle;
+mod lives;
 mod network;
 mod no_id_mapping;
 mod objects;

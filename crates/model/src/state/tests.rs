@@ -90,10 +90,9 @@ fn what_cannot_be_seen_is_unknown_until_seen_again() {
     );
     let mut back = state.clone();
     let seen = ContainerState {
-        name: "a".into(),
         phase: ContainerPhase::Running,
-        started_at: None,
         log_dropped_bytes: 3,
+        ..ContainerState::waiting("a")
     };
     back.apply(Event::Seen { containers: vec![seen], adopted: true });
     assert_eq!(
@@ -155,12 +154,8 @@ fn no_state_is_without_an_exit_and_no_event_breaks_an_invariant() {
                 ended(name, end(1)),
                 Event::LogDropped { container: name.into(), bytes: 1 },
             ]);
-            let seen = ContainerState {
-                name: name.into(),
-                phase: ContainerPhase::Running,
-                started_at: None,
-                log_dropped_bytes: 0,
-            };
+            let seen =
+                ContainerState { phase: ContainerPhase::Running, ..ContainerState::waiting(name) };
             events.push(Event::Seen { containers: vec![seen], adopted: true });
         }
         events

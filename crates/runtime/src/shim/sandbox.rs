@@ -148,4 +148,9 @@ impl Sandbox for ShimSandbox {
     async fn end_boost(&self) -> Result<(), RuntimeError> {
         self.tell(ShimRequest::EndBoost).await
     }
+
+    async fn start_container(&self, container: &str) -> Result<(), RuntimeError> {
+        let container = self.check(container)?;
+        self.tell(ShimRequest::StartContainer { container }).await
+    }
 }

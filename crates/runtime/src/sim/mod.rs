@@ -279,6 +279,14 @@ impl Sandbox for Handle {
     async fn end_boost(&self) -> Result<(), RuntimeError> {
         self.0.reach()
     }
+
+    async fn start_container(&self, container: &str) -> Result<(), RuntimeError> {
+        let index = self.0.index(container)?;
+        self.0.reach()?;
+        self.0.control(index)?;
+        self.0.start_held(index);
+        Ok(())
+    }
 }
 
 impl Handle {

@@ -210,16 +210,44 @@ impl SimSandbox {
     }
 
     fn begin_container(self: &Arc<Self>, index: usize) {
-        static NEXT_PID: AtomicI32 = AtomicI32::new(2);
         let container = &self.plan.containers[index];
-        let parsed = Program::parse(&container.process);
         let mut state = self.state();
         if state.vanished {
             return;
         }
         let (name, at) = (container.name.clone(), monotonic_micros());
-        let isolated = ShimEvent::Isolated { container: name.clone(), at_monotonic_micros: at };
-        Self::tell(&mut state, isolated);
+        Self::tell(&mut state, ShimEvent::Isolated { container: name, at_monotonic_micros: at });
+        let stopping = state.stopping;
+        drop(state);
+        if !container.held || stopping {
+            self.start_command(index);
+        }
+    }
+
+    /// The command of a held container; nothing where it was started or the sandbox is ending.
+    pub(super) fn start_held(self: &Arc<Self>, index: usize) {
+        if self.host_pid(index).is_none() && self.is_held(index) {
+            self.start_command(index);
+        }
+    }
+
+    /// Its command was not started yet because nobody asked for it.
+    fn is_held(&self, index: usize) -> bool {
+        let state = self.state();
+        self.plan.containers[index].held
+            && state.controlled[index].is_some()
+            && state.containers[index].exit.is_none()
+    }
+
+    fn start_command(self: &Arc<Self>, index: usize) {
+        static NEXT_PID: AtomicI32 = AtomicI32::new(2);
+        let container = &self.plan.containers[index];
+        let name = container.name.clone();
+        let parsed = Program::parse(&container.process);
+        let mut state = self.state();
+        if state.vanished {
+            return;
+        }
         let program = match parsed {
             Ok(program) if !state.stopping => program,
             Ok(_) => {
@@ -314,6 +342,10 @@ impl SimSandbox {
     pub(super) fn stop(self: &Arc<Self>, grace_millis: u64) {
         let signals: Vec<i32> = self.plan.containers.iter().map(|it| it.stop_signal).collect();
         self.state().stopping = true;
+        for index in (0..signals.len()).filter(|index| self.is_held(*index)) {
+            self.ended(index, stopped_before_start());
+            self.mains[index].close();
+        }
         if grace_millis == 0 {
             return self.signal_mains(&vec![9; signals.len()]);
         }

@@ -259,6 +259,7 @@ impl Bench {
             volume_mounts: Vec::new(),
             stop_signal: 15,
             await_attach: false,
+            held: false,
         }
     }
 

@@ -14,6 +14,7 @@ mod exec;
 mod leaks;
 mod lifecycle;
 mod limits;
+mod order;
 mod recovery;
 mod root_file_system;
 mod running;
@@ -46,6 +47,7 @@ suite! {
     limits: memory_limit, cpu_limit, pids_limit, disk_limit, disk_usage, inode_limit, sparse_file, zombies, shm_limit, log_limit;
     recovery: server_restarted, ended_while_away, shim_killed, guest_silent, ended_without_shim, guest_killed, sentry_killed, all_killed, damaged_directory,
         host_started_anew, launch_given_up, destroyed_at_any_time, spawner_killed;
+    order: held_container, held_container_stopped;
     leaks: quick_exits;
 }
 

@@ -34,7 +34,7 @@ async fn kill_process(pid: i32, start_time_ticks: u64) {
     assert_eq!(ended.await.unwrap(), 1, "a killed process ends");
 }
 
-async fn kill_shim(bench: &Bench, uid: &str) {
+pub(crate) async fn kill_shim(bench: &Bench, uid: &str) {
     if let Some(sim) = &bench.sim {
         assert!(sim.lose_shim(uid));
         return;
@@ -43,7 +43,7 @@ async fn kill_shim(bench: &Bench, uid: &str) {
     kill_process(shim.pid, shim.start_time_ticks).await;
 }
 
-async fn adopt_running(bench: &Bench, uid: &str) -> (Running, ShimState) {
+pub(crate) async fn adopt_running(bench: &Bench, uid: &str) -> (Running, ShimState) {
     match bench.runtime.adopt(uid).await {
         Ok(Adoption::Running(sandbox, state, events)) => {
             (Running::new(uid.to_owned(), sandbox, events), state)

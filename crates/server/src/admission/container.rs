@@ -63,6 +63,7 @@ pub(super) fn container(
         tty: wanted.tty,
         await_attach: wanted.await_attach,
         stop_signal,
+        depends_on: wanted.depends_on.iter().filter_map(|name| name.parse().ok()).collect(),
     })
 }
 
@@ -92,6 +93,10 @@ fn init(
     if init == Init::Image && wanted.tty {
         let message = "a terminal is made by atoll's own first process, which init 'image' leaves out: use one of the two";
         problems.add(format!("{path}.tty"), message);
+    }
+    if init == Init::Image && !wanted.depends_on.is_empty() {
+        let message = "init 'image' starts the command with its container: only atoll's own first process can hold it back; use one of the two";
+        problems.add(format!("{path}.depends_on"), message);
     }
     init
 }

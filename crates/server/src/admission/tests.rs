@@ -379,3 +379,34 @@ fn private_destinations_must_be_allowed_by_the_node() {
     let many = vec![one("10.0.0.0/8", 5432); 33];
     assert_eq!(admitted(many).unwrap_err(), ["spec.egress_allow"]);
 }
+
+#[test]
+fn dependencies_that_can_never_be_ready_are_refused_where_they_are_written() {
+    let with = |wanted: &[(&str, &[&str])]| {
+        paths(|it| {
+            let one = |(name, on): &(&str, &[&str])| rest::ContainerSpec {
+                depends_on: on.iter().map(|name| (*name).to_owned()).collect(),
+                ..container(name)
+            };
+            it.spec.containers = wanted.iter().map(one).collect();
+        })
+    };
+    assert_eq!(with(&[("web", &["db"]), ("db", &[])]), Vec::<String>::new());
+    for (wanted, path) in [
+        (&[("web", &["nobody"] as &[&str])] as &[_], "spec.containers[0].depends_on[0]"),
+        (&[("db", &[]), ("web", &["db", "web"])], "spec.containers[1].depends_on[1]"),
+        (&[("db", &[]), ("web", &["db", "db"])], "spec.containers[1].depends_on[1]"),
+    ] {
+        assert_eq!(with(wanted), [path], "{wanted:?}");
+    }
+    let circle = with(&[("a", &["b"]), ("b", &["a"])]);
+    assert_eq!(circle, ["spec.containers[0].depends_on[0]", "spec.containers[1].depends_on[0]"]);
+    let many: Vec<String> = (0..100_000).map(|number| format!("c{number}")).collect();
+    assert_eq!(paths(|it| it.spec.containers[0].depends_on = many).len(), 2, "told, and bounded");
+    let image_init = paths(|it| {
+        let init = Some("image".to_owned());
+        let web = rest::ContainerSpec { depends_on: vec!["main".into()], init, ..container("web") };
+        it.spec.containers.push(web);
+    });
+    assert_eq!(image_init, ["spec.containers[1].depends_on"]);
+}

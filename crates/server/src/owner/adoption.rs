@@ -33,6 +33,7 @@ impl Owner {
                     self.follow(sandbox, events);
                     self.apply(Event::Seen { containers, adopted: true }, Urgency::Now);
                     self.tend_gate();
+                    self.tend_order();
                     return;
                 }
                 Found::Running(containers)

@@ -1,7 +1,7 @@
 //! A sandbox's gate: what its probes say, and what follows for its published ports.
 //!
 //! ```text
-//! all containers started ──► probes begin ──► all pass ──► visitors are let in ──► GateOpened: ready
+//! containers started ──► their probes begin ──► all pass ──► visitors are let in ──► GateOpened: ready
 //!                                                ▲  │ one does not, or a container ended
 //!                                                └──┴──► GateShut, then visitors are let in no more
 //! ```
@@ -23,7 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::Live;
 use super::persist::Urgency;
 use super::probing::{self, Target};
-use super::task::{Destroying, Owner, cause};
+use super::task::{Owner, cause};
 
 /// Between attempts to let visitors in.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -51,10 +51,25 @@ pub(super) struct Gatekeeper {
     failure: Option<String>,
     /// A change of that is under way.
     publishing: Option<AbortOnDropHandle<()>>,
-    _probes: Vec<AbortOnDropHandle<()>>,
+    /// Of each probe that has begun.
+    probes: Vec<Option<AbortOnDropHandle<()>>>,
 }
 
 impl Gatekeeper {
+    fn of(probes: usize) -> Self {
+        let (sender, told) = mpsc::channel(QUEUE);
+        Self {
+            verdicts: vec![Verdict::Starting; probes],
+            why: String::new(),
+            sender,
+            told,
+            is_published: None,
+            failure: None,
+            publishing: None,
+            probes: std::iter::repeat_with(|| None).take(probes).collect(),
+        }
+    }
+
     fn passes(&self) -> bool {
         self.verdicts.iter().all(|verdict| *verdict == Verdict::Passing)
     }
@@ -73,49 +88,52 @@ pub(super) async fn next_told(gatekeeper: &mut Option<Gatekeeper>) -> Told {
 }
 
 impl Owner {
-    /// Begins to watch once there is something to watch, and makes true what the gate should be.
+    /// Begins to watch what there is to watch, and makes true what the gate should be.
     pub(super) fn tend_gate(&mut self) {
         if self.state.gate == Gate::Absent {
             return;
         }
-        if self.gatekeeper.is_none() {
-            let live = self.live.borrow().clone();
-            match live {
-                Some(live) if self.state.all_started() => self.begin_gate(&live),
-                _ => return,
-            }
+        let live = self.live.borrow().clone();
+        let Some(live) = live else { return };
+        let probes = self.subject.spec.probes.len();
+        self.gatekeeper.get_or_insert_with(|| Gatekeeper::of(probes));
+        for index in 0..probes {
+            self.begin_probe(index, &live);
         }
         self.follow_gate();
     }
 
-    fn begin_gate(&mut self, live: &Arc<Live>) {
-        let (sender, told) = mpsc::channel(QUEUE);
+    /// A container's own probe begins with its command, the sandbox's with the last of them.
+    fn begin_probe(&mut self, index: usize, live: &Arc<Live>) {
+        let Some(probe) = self.subject.spec.probes.get(index) else { return };
+        let container = probe.container.as_ref();
+        let container = container
+            .and_then(|name| self.state.containers.iter().find(|it| it.name == name.as_str()));
+        let is_due = match container {
+            Some(container) => container.is_started(),
+            None => self.state.all_started(),
+        };
+        let target = self.target(live, probe);
+        let Some(keeper) = self.gatekeeper.as_mut().filter(|_| is_due) else { return };
+        let Some(task @ None) = keeper.probes.get_mut(index) else { return };
         let now = monotonic_micros();
-        let (mut verdicts, mut tasks) = (Vec::new(), Vec::new());
-        for (index, probe) in self.subject.spec.probes.iter().enumerate() {
-            let progress = match self.state.gate {
-                Gate::Open => Progress::resumed(probe.probe.clone(), Purpose::Readiness, true, now),
-                Gate::Shut => {
-                    Progress::resumed(probe.probe.clone(), Purpose::Readiness, false, now)
-                }
-                Gate::Absent | Gate::Waiting => {
-                    Progress::begun(probe.probe.clone(), Purpose::Readiness, now)
-                }
-            };
-            verdicts.push(progress.verdict());
-            let task = probing::run(index, progress, self.target(live, probe), sender.clone());
-            tasks.push(AbortOnDropHandle::new(tokio::spawn(task)));
+        let resumed =
+            |passing| Progress::resumed(probe.probe.clone(), Purpose::Readiness, passing, now);
+        let progress = match self.state.gate {
+            Gate::Open => resumed(true),
+            Gate::Shut => resumed(false),
+            Gate::Absent | Gate::Waiting if container.is_some_and(|it| it.has_passed) => {
+                resumed(true)
+            }
+            Gate::Absent | Gate::Waiting => {
+                Progress::begun(probe.probe.clone(), Purpose::Readiness, now)
+            }
+        };
+        if let Some(verdict) = keeper.verdicts.get_mut(index) {
+            *verdict = progress.verdict();
         }
-        self.gatekeeper = Some(Gatekeeper {
-            verdicts,
-            why: String::new(),
-            sender,
-            told,
-            is_published: None,
-            failure: None,
-            publishing: None,
-            _probes: tasks,
-        });
+        let run = probing::run(index, progress, target, keeper.sender.clone());
+        *task = Some(AbortOnDropHandle::new(tokio::spawn(run)));
     }
 
     fn target(&self, live: &Arc<Live>, probe: &ReadinessProbe) -> Target {
@@ -151,6 +169,9 @@ impl Owner {
                     *known = verdict;
                 }
                 keeper.why = why;
+                if verdict == Verdict::Passing {
+                    self.note_passed(index);
+                }
             }
             Told::Published { is_open, result } => {
                 keeper.publishing = None;
@@ -168,7 +189,19 @@ impl Owner {
         self.follow_gate();
     }
 
+    /// What depends on its container may start.
+    fn note_passed(&mut self, index: usize) {
+        let probe = self.subject.spec.probes.get(index);
+        if let Some(container) = probe.and_then(|it| it.container.as_ref()) {
+            self.apply(Event::Passed { container: container.to_string() }, Urgency::Now);
+            self.tend_order();
+        }
+    }
+
     fn follow_gate(&mut self) {
+        if !self.state.all_started() {
+            return;
+        }
         let Some(keeper) = &mut self.gatekeeper else { return };
         let is_over = self.state.phase == Phase::Deleting || self.state.phase.is_over();
         let should = keeper.passes() && self.state.all_run() && !is_over;
@@ -234,9 +267,6 @@ impl Owner {
         let message = format!(
             "{whose}its readiness probe failed {tries} times in a row, the last time: {why}"
         );
-        self.gatekeeper = None;
-        self.apply(Event::NeverReady(cause("NeverReady", &message)), Urgency::Now);
-        self.let_go();
-        self.destroy(Destroying::ToKeepRecord);
+        self.give_up(Event::NeverReady(cause("NeverReady", &message)));
     }
 }

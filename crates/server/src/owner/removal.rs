@@ -1,5 +1,6 @@
 //! How a sandbox is stopped and removed: the record says so first, then the host is cleared, then the record goes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_model::causes::with_causes;
@@ -17,6 +18,34 @@ use crate::store::{NewEvent, StoreError, Write};
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
 impl Owner {
+    /// Its ports and its address are somebody else's from now on.
+    pub(super) fn release_network(&mut self) {
+        self.gatekeeper = None;
+        let uid = self.subject.uid.to_string();
+        let Some(network) = self.context.network.clone() else { return };
+        if self.subject.spec.network == atoll_model::spec::Network::Loopback {
+            return;
+        }
+        let context = Arc::clone(&self.context);
+        tokio::spawn(async move {
+            match network.let_go(&uid).await {
+                Ok(()) => context.ports.give_back(&uid),
+                // Whoever removes what is left of it tries again; its ports are nobody else's until then.
+                Err(error) => tracing::warn!(%error, uid, "its place in the network stays"),
+            }
+        });
+    }
+
+    /// Images are needed no longer.
+    pub(super) fn release(&self) {
+        let (context, uid) = (Arc::clone(&self.context), self.subject.uid.to_string());
+        tokio::spawn(async move {
+            if let Err(error) = context.images.release(&uid).await {
+                tracing::warn!(%error, uid, "images could not be released; the next start does it");
+            }
+        });
+    }
+
     pub(super) fn delete(&mut self, grace_millis: u64, cause: Cause) {
         if self.state.phase != Phase::Deleting {
             self.tell(

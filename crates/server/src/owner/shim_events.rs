@@ -32,6 +32,7 @@ impl Owner {
                     Urgency::Now,
                 );
                 self.tend_gate();
+                self.tend_order();
             }
             Some(ShimEvent::Exited { exit }) => self.take_exit(&exit),
             Some(ShimEvent::LogDropped { container, dropped_bytes }) => {
@@ -67,6 +68,7 @@ impl Owner {
         );
         self.apply(Event::Ended { container: exit.container.clone(), end }, Urgency::Now);
         self.tend_gate();
+        self.tend_order();
     }
 
     /// It cannot be seen any more: look for it.

@@ -36,11 +36,11 @@ pub(crate) fn show(state: &SandboxState, status: &mut rest::SandboxStatus) {
     for container in &state.containers {
         let shown = status.containers.iter_mut().find(|it| it.name == container.name);
         match shown {
-            Some(shown) => show_container(container, shown),
+            Some(shown) => show_container(state, container, shown),
             None => {
                 let mut shown =
                     rest::ContainerStatus { name: container.name.clone(), ..Default::default() };
-                show_container(container, &mut shown);
+                show_container(state, container, &mut shown);
                 status.containers.push(shown);
             }
         }
@@ -48,7 +48,15 @@ pub(crate) fn show(state: &SandboxState, status: &mut rest::SandboxStatus) {
     show_conditions(state, &mut status.conditions);
 }
 
-fn show_container(container: &ContainerState, shown: &mut rest::ContainerStatus) {
+fn show_container(
+    state: &SandboxState,
+    container: &ContainerState,
+    shown: &mut rest::ContainerStatus,
+) {
+    let is_held = matches!(state.phase, Phase::Pending | Phase::Scheduled);
+    let waits_for = if is_held { state.waits_for(container) } else { Vec::new() };
+    shown.waiting_for = waits_for.into_iter().map(str::to_owned).collect();
+    shown.has_passed = container.has_passed;
     shown.started_at = container.started_at.map(time::text);
     shown.log_dropped_bytes = container.log_dropped_bytes;
     shown.state = match &container.phase {
@@ -118,9 +126,8 @@ fn set(
 
 /// The state that a record tells of. Containers are the specification's, whatever the record says.
 pub(crate) fn read(spec: &SandboxSpec, status: &rest::SandboxStatus) -> SandboxState {
-    let mut state = SandboxState::new(spec.containers.iter().map(|it| it.name.as_str()));
+    let mut state = SandboxState::of_spec(spec);
     if spec.is_gated() {
-        state = state.gated();
         match status.conditions.iter().find(|it| it.kind == GATE) {
             Some(it) if it.status == "True" => state.gate = Gate::Open,
             Some(it) if it.reason == FAILING => state.gate = Gate::Shut,
@@ -145,6 +152,7 @@ pub(crate) fn read(spec: &SandboxSpec, status: &rest::SandboxStatus) -> SandboxS
 fn read_container(shown: &rest::ContainerStatus, container: &mut ContainerState) {
     container.started_at = shown.started_at.as_deref().and_then(time::parse);
     container.log_dropped_bytes = shown.log_dropped_bytes;
+    container.has_passed = shown.has_passed;
     container.phase = match shown.state.as_str() {
         "running" => ContainerPhase::Running,
         "unknown" => ContainerPhase::Unknown,
@@ -189,7 +197,6 @@ pub(crate) fn end_of(exit: &record::ContainerExit) -> End {
 /// The containers of a sandbox as its shim sees them.
 pub(crate) fn seen(state: &shim::ShimState) -> Vec<ContainerState> {
     let container = |it: &shim::ContainerState| ContainerState {
-        name: it.name.clone(),
         phase: match (&it.exit, it.started_at_unix_micros) {
             (Some(exit), _) => ContainerPhase::Ended(end_of(exit)),
             (None, Some(_)) => ContainerPhase::Running,
@@ -197,6 +204,7 @@ pub(crate) fn seen(state: &shim::ShimState) -> Vec<ContainerState> {
         },
         started_at: it.started_at_unix_micros.map(UnixMicros),
         log_dropped_bytes: it.log_dropped_bytes,
+        ..ContainerState::waiting(&it.name)
     };
     state.containers.iter().map(container).collect()
 }

@@ -1,5 +1,6 @@
 //! An owner's loop: commands, events, outcomes and deadlines come in; the state changes; the next piece of work begins.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use atoll_wire::rest;
 use atoll_wire::shim::SandboxPlan;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::gate::{Gatekeeper, next_told};
 use super::pace::Pace;
@@ -65,6 +67,8 @@ pub(super) struct Owner {
     pub(super) events: Option<EventReceiver>,
     /// While it runs and has a gate.
     pub(super) gatekeeper: Option<Gatekeeper>,
+    /// Held containers that were asked for, by name.
+    pub(super) starting: BTreeMap<String, AbortOnDropHandle<()>>,
     pub(super) plan: Option<Arc<SandboxPlan>>,
     /// Uids of the named volumes that it has.
     named_volumes: NamedVolumes,
@@ -118,6 +122,7 @@ impl Owner {
             destroying: None,
             events: None,
             gatekeeper: None,
+            starting: BTreeMap::new(),
             plan: None,
             named_volumes: NamedVolumes::new(),
             marks: None,
@@ -427,6 +432,7 @@ impl Owner {
         self.context.boosts().end(self.subject.uid);
         self.events = None;
         self.gatekeeper = None;
+        self.starting.clear();
         self.live.send_replace(None);
     }
 
@@ -442,34 +448,6 @@ impl Owner {
             self.unread.send_replace(self.live.borrow().clone());
         }
         self.let_go();
-    }
-
-    /// Its ports and its address are somebody else's from now on.
-    pub(super) fn release_network(&mut self) {
-        self.gatekeeper = None;
-        let uid = self.subject.uid.to_string();
-        let Some(network) = self.context.network.clone() else { return };
-        if self.subject.spec.network == atoll_model::spec::Network::Loopback {
-            return;
-        }
-        let context = Arc::clone(&self.context);
-        tokio::spawn(async move {
-            match network.let_go(&uid).await {
-                Ok(()) => context.ports.give_back(&uid),
-                // Whoever removes what is left of it tries again; its ports are nobody else's until then.
-                Err(error) => tracing::warn!(%error, uid, "its place in the network stays"),
-            }
-        });
-    }
-
-    /// Images are needed no longer.
-    fn release(&self) {
-        let (context, uid) = (Arc::clone(&self.context), self.subject.uid.to_string());
-        tokio::spawn(async move {
-            if let Err(error) = context.images.release(&uid).await {
-                tracing::warn!(%error, uid, "images could not be released; the next start does it");
-            }
-        });
     }
 
     fn runtime(&self) -> Option<Arc<dyn Runtime>> {

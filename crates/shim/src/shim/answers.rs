@@ -71,9 +71,7 @@ impl Shim {
             at_unix_micros,
         };
         self.tell(&event);
-        if self.containers.iter().all(|container| container.started) {
-            self.begun_by = None;
-        }
+        self.note_beginnings();
         // The time is a nicety for who takes over: a full disk must not end the sandbox for it.
         let _ = self.write_shim_record(Durability::Process);
     }

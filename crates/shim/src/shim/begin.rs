@@ -247,9 +247,42 @@ impl Shim {
         }
         self.write_shim_record(Durability::Process).map_err(said)?;
         for at in 0..self.containers.len() {
-            self.start_command(at)?;
+            if self.containers[at].released {
+                self.start_command(at)?;
+            }
         }
+        self.note_beginnings();
         Ok(())
+    }
+
+    /// Nobody is waited for any more once every command that is to start has.
+    pub(super) fn note_beginnings(&mut self) {
+        if !self.containers.iter().any(Container::is_beginning) {
+            self.begun_by = None;
+        }
+    }
+
+    /// Starts the command of a container that is held: on disk first, so that whoever takes over starts it too, and once.
+    pub(super) fn start_held(&mut self, name: &str) -> Result<(), String> {
+        let at = self.find(name)?;
+        let container = &mut self.containers[at];
+        if container.exit.is_some() || self.stop_asked {
+            return Err(format!("container {name} has ended, or is about to"));
+        }
+        if container.released {
+            return Ok(());
+        }
+        container.released = true;
+        if let Err(error) = self.write_shim_record(Durability::Process) {
+            self.containers[at].released = false;
+            return Err(error.to_string());
+        }
+        // A guest that has not answered a shim which took over says by its answer whether it knows the command.
+        if self.adopted && !self.containers[at].peer.is_acknowledged() {
+            return Ok(());
+        }
+        self.begun_by = Some(clock::monotonic() + BEGIN_TIMEOUT);
+        self.start_command(at)
     }
 
     pub(super) fn start_command(&mut self, at: usize) -> Result<(), String> {
@@ -294,7 +327,7 @@ impl Shim {
     }
 
     pub(super) fn give_up_beginning(&mut self) {
-        if let Some(slow) = self.containers.iter().find(|one| !one.started && one.exit.is_none()) {
+        if let Some(slow) = self.containers.iter().find(|one| one.is_beginning()) {
             let message = format!(
                 "the first process of container {} has not started its command within {} s",
                 slow.plan.name,

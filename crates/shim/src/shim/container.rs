@@ -38,6 +38,8 @@ pub(super) struct Container {
     pub(super) ended: Option<OwnedFd>,
     pub(super) started_at_unix_micros: Option<i64>,
     pub(super) started: bool,
+    /// Its command may be started: nobody holds it, or it was asked for.
+    pub(super) released: bool,
     pub(super) exit: Option<ContainerExit>,
     pub(super) last_word: Option<LastWord>,
     /// The exit is on disk and told.
@@ -53,6 +55,7 @@ pub(super) struct Container {
 impl Container {
     pub(super) fn new(plan: ContainerPlan, peer: Peer, log: LogWriter) -> Self {
         let told_dropped_bytes = log.dropped_bytes();
+        let released = !plan.held;
         Self {
             plan,
             peer,
@@ -62,6 +65,7 @@ impl Container {
             ended: None,
             started_at_unix_micros: None,
             started: false,
+            released,
             exit: None,
             last_word: None,
             recorded: false,
@@ -75,6 +79,11 @@ impl Container {
     pub(super) fn begun(&mut self, begun: Begun) {
         self.init = Some(begun.init);
         self.ended = Some(begun.ended);
+    }
+
+    /// Its command is to start, and has not.
+    pub(super) fn is_beginning(&self) -> bool {
+        self.released && !self.started && self.exit.is_none()
     }
 
     /// Prepares the main process's stream, before it is started.
@@ -117,6 +126,7 @@ impl Container {
             init: process_id(init),
             started_at_unix_micros: self.started_at_unix_micros,
             exit: self.exit.clone(),
+            released: self.plan.held && self.released,
         })
     }
 
@@ -141,6 +151,8 @@ impl Container {
             ))
         } else if !self.peer.is_acknowledged() {
             Some(format!("container {name} is still starting"))
+        } else if !self.released {
+            Some(format!("container {name} waits for those it depends on: nothing runs in it yet"))
         } else {
             self.stranger.clone()
         }

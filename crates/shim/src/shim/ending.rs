@@ -186,7 +186,10 @@ impl Shim {
         }
         for at in 0..self.containers.len() {
             let signal = self.containers[at].plan.stop_signal;
-            if self.containers[at].exit.is_none() {
+            if !self.containers[at].released && self.containers[at].exit.is_none() {
+                // Nothing of the user's runs in it. What cannot be killed now is killed when the others had their time.
+                let _ = self.engine.kill(at);
+            } else if self.containers[at].exit.is_none() {
                 let request = SignalRequest { signal, everyone: false };
                 let _ = self.containers[at].peer.send(MAIN, HostMessage::Signal(request));
             }

@@ -79,6 +79,10 @@ impl Shim {
                     self.stop(grace_millis);
                 }
             }
+            ShimRequest::StartContainer { container } => {
+                let reply = self.start_held(&container).map_or_else(refused, |()| ShimReply::Ok);
+                self.reply(id, &reply);
+            }
             ShimRequest::EndBoost => {
                 let reply = match self.end_boost() {
                     Ok(()) => ShimReply::Ok,
@@ -128,7 +132,7 @@ impl Shim {
         }
     }
 
-    fn find(&self, name: &str) -> Result<usize, String> {
+    pub(super) fn find(&self, name: &str) -> Result<usize, String> {
         self.containers
             .iter()
             .position(|container| container.plan.name == name)

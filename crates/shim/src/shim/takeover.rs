@@ -56,6 +56,7 @@ impl Shim {
             if let Some(known) = record.containers.iter().find(|one| one.name == *name) {
                 container.started_at_unix_micros = known.started_at_unix_micros;
                 container.started = known.started_at_unix_micros.is_some();
+                container.released |= known.released;
                 container.init = Some(identity(known));
                 if let Some(exit) = &known.exit {
                     container.exit = Some(exit.clone());
@@ -183,6 +184,9 @@ impl Shim {
                 }
                 Err(error) => return self.fail_launch(error.to_string()),
             }
+        }
+        if !self.containers[at].released {
+            return;
         }
         if let Err(error) = self.start_command(at) {
             self.fail_launch(error);

@@ -104,6 +104,7 @@ pub(crate) fn container(name: &str, layer: &Path, script: &str) -> ContainerPlan
         volume_mounts: Vec::new(),
         stop_signal: 15,
         await_attach: false,
+        held: false,
     }
 }
 

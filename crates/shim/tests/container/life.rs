@@ -158,6 +158,7 @@ fn another_shim_takes_over_what_runs_and_only_that() {
         },
         started_at_unix_micros: None,
         exit: None,
+        released: false,
     };
     let mut liar = first.clone();
     liar.start_time_ticks += 1;

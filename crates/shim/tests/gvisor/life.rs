@@ -52,6 +52,7 @@ fn another_shim_takes_over_what_runs_and_removes_it() {
             init: id(&begun.init),
             started_at_unix_micros: None,
             exit: None,
+            released: false,
         }],
     };
     let mut successor = atoll_shim::gvisor::engine(&sandbox.launch, Resources::default()).unwrap();

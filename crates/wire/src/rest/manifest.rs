@@ -211,6 +211,11 @@ pub struct ContainerSpec {
     /// Replaces the image's stop signal, a name or number (atoll).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_signal: Option<String>,
+    /// Its command starts only when these containers are ready: their own `readiness_probe` has passed, or, without one, their command
+    /// was started; how they end after that does not matter. One that ends before it was ready fails the sandbox, reason
+    /// `DependencyFailed`. Not together with init `image` (atoll).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depends_on: Vec<String>,
     /// As the sandbox's own, besides it; here it may be `exec` too (atoll).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readiness_probe: Option<ProbeSpec>,

@@ -189,9 +189,23 @@ pub struct ContainerStatus {
     /// Bytes of output that rotation dropped or a crash lost.
     #[serde(default)]
     pub log_dropped_bytes: u64,
+    /// While it is held: the containers it depends on that are not ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting_for: Vec<String>,
+    /// Its own readiness probe has passed since it was started: what depends on it may start.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub has_passed: bool,
     /// What its disk holds: in the answer for one sandbox, as long as it runs and its disk can be seen; not in lists and watches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskStatus>,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde's skip_serializing_if passes a reference"
+)]
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// What a container's disk holds at the moment: its root and /tmp (atoll).

@@ -34,6 +34,7 @@ fn container(name: &str) -> ContainerPlan {
         volume_mounts: Vec::new(),
         stop_signal: 15,
         await_attach: false,
+        held: false,
     }
 }
 
