@@ -392,12 +392,10 @@ fn dependencies_that_can_never_be_ready_are_refused_where_they_are_written() {
         })
     };
     assert_eq!(with(&[("web", &["db"]), ("db", &[])]), Vec::<String>::new());
-    for (wanted, path) in [
-        (&[("web", &["nobody"] as &[&str])] as &[_], "spec.containers[0].depends_on[0]"),
-        (&[("db", &[]), ("web", &["db", "web"])], "spec.containers[1].depends_on[1]"),
-        (&[("db", &[]), ("web", &["db", "db"])], "spec.containers[1].depends_on[1]"),
-    ] {
-        assert_eq!(with(wanted), [path], "{wanted:?}");
+    assert_eq!(with(&[("web", &["nobody"])]), ["spec.containers[0].depends_on[0]"]);
+    for second in ["web", "db"] {
+        let twice_or_itself = with(&[("db", &[]), ("web", &["db", second])]);
+        assert_eq!(twice_or_itself, ["spec.containers[1].depends_on[1]"], "{second}");
     }
     let circle = with(&[("a", &["b"]), ("b", &["a"])]);
     assert_eq!(circle, ["spec.containers[0].depends_on[0]", "spec.containers[1].depends_on[0]"]);
