@@ -6,17 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{ObjectName, SandboxUid};
 
-/// A volume that may be had.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
-    uid: String,
-    users: BTreeMap<SandboxUid, String>,
-}
-
-/// All volumes that may be had, by name.
+/// All volumes that may be had, and who has which, by name.
 #[derive(Debug, Clone, Default)]
 pub struct VolumeBook {
-    volumes: BTreeMap<ObjectName, Entry>,
+    /// Uids of those that may be had.
+    offered: BTreeMap<ObjectName, String>,
+    /// Also of volumes that may not be had at the moment: what runs keeps its own.
+    users: BTreeMap<ObjectName, BTreeMap<SandboxUid, String>>,
 }
 
 /// Why a volume may not go: these sandboxes have it.
@@ -29,8 +25,7 @@ pub struct InUse {
 impl VolumeBook {
     /// This volume may be had from now on. One of the name that is known stays.
     pub fn offer(&mut self, name: ObjectName, uid: String) {
-        let new = Entry { uid, users: BTreeMap::new() };
-        self.volumes.entry(name).or_insert(new);
+        self.offered.entry(name).or_insert(uid);
     }
 
     /// Gives a sandbox all volumes that it asks for, or none of them.
@@ -43,22 +38,17 @@ impl VolumeBook {
         sandbox_name: &str,
         wanted: &BTreeSet<&'a ObjectName>,
     ) -> Result<BTreeMap<ObjectName, String>, &'a ObjectName> {
-        if let Some(missing) = wanted.iter().copied().find(|name| !self.volumes.contains_key(name))
+        if let Some(missing) = wanted.iter().copied().find(|name| !self.offered.contains_key(name))
         {
             self.release(sandbox);
             return Err(missing);
         }
-        let mut uids = BTreeMap::new();
-        for name in wanted {
-            if let Some(entry) = self.volumes.get_mut(*name) {
-                entry.users.insert(sandbox, sandbox_name.to_owned());
-                uids.insert((*name).clone(), entry.uid.clone());
-            }
-        }
-        Ok(uids)
+        self.rebind(sandbox, sandbox_name, wanted);
+        let uid = |name: &&ObjectName| Some(((*name).clone(), self.offered.get(*name)?.clone()));
+        Ok(wanted.iter().filter_map(uid).collect())
     }
 
-    /// A sandbox that began under an earlier server has those that are there, whatever became of the others.
+    /// A sandbox that began under an earlier server has its volumes, whether they may be had at the moment or not.
     pub fn rebind(
         &mut self,
         sandbox: SandboxUid,
@@ -66,36 +56,40 @@ impl VolumeBook {
         wanted: &BTreeSet<&ObjectName>,
     ) {
         for name in wanted {
-            if let Some(entry) = self.volumes.get_mut(*name) {
-                entry.users.insert(sandbox, sandbox_name.to_owned());
-            }
+            let users = self.users.entry((*name).clone()).or_default();
+            users.insert(sandbox, sandbox_name.to_owned());
         }
     }
 
     /// Nothing of a sandbox runs any more.
     pub fn release(&mut self, sandbox: SandboxUid) {
-        for entry in self.volumes.values_mut() {
-            entry.users.remove(&sandbox);
-        }
+        self.users.retain(|_, users| {
+            users.remove(&sandbox);
+            !users.is_empty()
+        });
     }
 
     /// Names of the sandboxes that have a volume, in order.
     #[must_use]
     pub fn users(&self, name: &ObjectName) -> Vec<String> {
         let mut names: Vec<String> =
-            self.volumes.get(name).map_or_else(Vec::new, |it| it.users.values().cloned().collect());
+            self.users.get(name).map_or_else(Vec::new, |users| users.values().cloned().collect());
         names.sort_unstable();
         names
     }
 
-    /// Takes a volume out of the book, so that nobody is given it any more. None of that name is fine.
+    /// Takes a volume out of the book, so that nobody is given it any more. None of that name and uid is fine.
     ///
     /// # Errors
     /// [`InUse`].
-    pub fn withdraw(&mut self, name: &ObjectName) -> Result<(), InUse> {
+    pub fn withdraw(&mut self, name: &ObjectName, uid: &str) -> Result<(), InUse> {
+        if self.offered.get(name).is_some_and(|offered| offered != uid) {
+            // Another of that name, made since.
+            return Ok(());
+        }
         let by = self.users(name);
         if by.is_empty() {
-            self.volumes.remove(name);
+            self.offered.remove(name);
             return Ok(());
         }
         Err(InUse { by })
@@ -118,7 +112,7 @@ mod tests {
         let one = SandboxUid::from_random(1);
         let both = BTreeSet::from([&a, &b]);
         assert_eq!(book.bind(one, "one", &both), Err(&b));
-        assert_eq!(book.withdraw(&a), Ok(()), "who waits for another has none yet");
+        assert_eq!(book.withdraw(&a, "1"), Ok(()), "who waits for another has none yet");
         book.offer(a.clone(), "2".into());
         book.offer(b.clone(), "3".into());
         let bound = book.bind(one, "one", &both).unwrap();
@@ -126,21 +120,29 @@ mod tests {
         let two = SandboxUid::from_random(2);
         book.bind(two, "another", &BTreeSet::from([&a])).unwrap();
         let in_use = InUse { by: vec!["another".into(), "one".into()] };
-        assert_eq!(book.withdraw(&a), Err(in_use));
+        assert_eq!(book.withdraw(&a, "2"), Err(in_use));
         book.release(one);
         book.release(two);
-        assert_eq!(book.withdraw(&a), Ok(()));
+        assert_eq!(book.withdraw(&a, "1"), Ok(()));
+        assert!(book.bind(one, "one", &BTreeSet::from([&a])).is_ok(), "an earlier one went");
+        book.release(one);
+        assert_eq!(book.withdraw(&a, "2"), Ok(()));
         assert_eq!(book.bind(one, "one", &both), Err(&a), "who is gone is not given");
     }
 
     #[test]
-    fn what_ran_before_keeps_what_is_there() {
+    fn what_ran_before_keeps_what_it_has() {
         let (a, b) = (name("a"), name("b"));
         let mut book = VolumeBook::default();
         book.offer(a.clone(), "1".into());
         let one = SandboxUid::from_random(1);
         book.rebind(one, "one", &BTreeSet::from([&a, &b]));
-        assert_eq!((book.users(&a), book.users(&b)), (vec!["one".to_owned()], vec![]));
+        assert_eq!(
+            (book.users(&a), book.users(&b)),
+            (vec!["one".to_owned()], vec!["one".to_owned()])
+        );
+        let in_use = InUse { by: vec!["one".into()] };
+        assert_eq!(book.withdraw(&b, "2"), Err(in_use), "not even one that may not be had now");
         book.offer(a.clone(), "other".into());
         assert_eq!(book.users(&a).len(), 1, "an offer again forgets nobody");
     }

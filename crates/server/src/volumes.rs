@@ -205,7 +205,7 @@ impl Volumes {
             return Err(VolumeError::Pending { name: volume.id.clone() });
         }
         if let Ok(name) = volume.id.parse::<ObjectName>() {
-            let withdrawn = self.book().withdraw(&name);
+            let withdrawn = self.book().withdraw(&name, &volume.uid);
             withdrawn.map_err(|InUse { by }| VolumeError::InUse { name: volume.id.clone(), by })?;
         }
         if let Err(error) = disks.condemn(&volume.uid).await {

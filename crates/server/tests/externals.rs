@@ -126,3 +126,19 @@ async fn a_creation_that_is_sent_again_makes_no_second_sandbox() {
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(error(&body).error.contains("Idempotency-Key"), "{body}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_what_a_key_made_keeps_nobody_from_it() {
+    let server = TestServer::start().await;
+    let body = manifest("long", &["sleep", "1000"]);
+    assert_eq!(create_with_key(&server, "key", &body).await.0, StatusCode::CREATED);
+    let path = "/api/v1/sandboxes?wait=deleted&timeout_seconds=60";
+    let waiting = server.request(Method::POST, path).header("idempotency-key", "key");
+    let waiting = tokio::spawn(answer(waiting.body(body.to_string())));
+    // Time for the first to have its turn; whoever is late proves less, and fails never.
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    assert_eq!(create_with_key(&server, "key", &body).await.0, StatusCode::CREATED);
+    assert!(!waiting.is_finished(), "it waits for the deletion");
+    assert_eq!(server.delete("/api/v1/sandboxes/long").await.0, StatusCode::OK);
+    waiting.await.unwrap();
+}

@@ -68,6 +68,8 @@ pub(crate) const fn file_name(backend: DiskBackend) -> &'static str {
 }
 
 const DIRECTORY_NAME: &str = "disk";
+/// Begins the name of a volume's directory among what is on its way out; no sandbox's name begins so.
+pub(crate) const REMOVED_VOLUME: &str = "volume-";
 /// Below the data directory: a directory for each disk that outlives its users.
 pub(crate) const VOLUMES: &str = "volumes";
 
@@ -140,11 +142,20 @@ pub(crate) fn remove_what_is_left(directory: &Path) -> Result<(), RuntimeError> 
     for entry in entries(directory)? {
         if is_disk(&entry) {
             remove(&entry)?;
+        } else if is_removed_volume(&entry) {
+            // Its disk is what a sandbox wrote: nothing is looked for inside.
+            find_lasting(&entry).map_or(Ok(()), |disk| remove(&disk))?;
         } else {
             remove_all_of(&entry)?;
         }
     }
     Ok(())
+}
+
+/// Whether a directory is a volume's that is on its way out.
+fn is_removed_volume(path: &Path) -> bool {
+    let name = path.file_name().and_then(std::ffi::OsStr::to_str);
+    name.is_some_and(|name| name.starts_with(REMOVED_VOLUME))
 }
 
 /// Whether a directory is a disk itself.
@@ -212,4 +223,27 @@ fn open(directory: &Path) -> Result<OwnedFd, RuntimeError> {
 fn failed(operation: &'static str, path: &Path) -> impl Fn(std::io::Error) -> RuntimeError {
     let path = path.to_owned();
     move |source| RuntimeError::Io { operation, path: path.clone(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a kill in the middle of a deletion leaves it: its depth is the workload's choice.
+    #[test]
+    fn what_is_left_of_a_deleted_volume_goes_however_deep_it_is() {
+        let place = tempfile::tempdir().unwrap();
+        let disk =
+            place.path().join(format!("{REMOVED_VOLUME}0123456789abcdef")).join(DIRECTORY_NAME);
+        fs::create_dir_all(&disk).unwrap();
+        let mut at = open(&disk).unwrap();
+        for _ in 0..6000 {
+            rustix::fs::mkdirat(&at, DIRECTORY_NAME, Mode::RWXU).unwrap();
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            at = rustix::fs::openat(&at, DIRECTORY_NAME, flags, Mode::empty()).unwrap();
+        }
+        drop(at);
+        remove_what_is_left(place.path()).unwrap();
+        assert!(!disk.exists());
+    }
 }

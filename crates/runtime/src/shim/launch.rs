@@ -80,12 +80,19 @@ async fn carry_out(
         };
         begin(&host, &setup, plan, given_up).await
     };
+    let remove = async || {
+        if let Err(error) = destroy::destroy(&host, &uid).await {
+            tracing::warn!(uid, %error, "a sandbox that was not begun is not wholly removed");
+        }
+    };
     let failed = begun.is_err();
+    if failed {
+        // Before it is told: who hears of it takes what it had for free.
+        remove().await;
+    }
     let unheard = sender.send(begun).is_err() || (!failed && heard.await.is_err());
-    if (failed || unheard)
-        && let Err(error) = destroy::destroy(&host, &uid).await
-    {
-        tracing::warn!(uid, %error, "a sandbox that was not begun is not wholly removed");
+    if unheard && !failed {
+        remove().await;
     }
     drop(under_way);
 }

@@ -78,7 +78,7 @@ impl ShimHost {
 
     fn remove_volume(&self, uid: &str) -> Result<(), RuntimeError> {
         let from = self.volume_directory(uid)?;
-        let to = self.layout.trash().join(format!("volume-{uid}"));
+        let to = self.layout.trash().join(format!("{}{uid}", disk::REMOVED_VOLUME));
         match fs::rename(&from, &to) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),

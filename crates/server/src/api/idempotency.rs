@@ -23,6 +23,8 @@ const HEADER: &str = "idempotency-key";
 const MAX_KEY_BYTES: usize = 255;
 /// How long a key is kept. Guess: clients give up sooner.
 const KEPT: Duration = Duration::from_secs(86_400);
+/// How long a creation waits for its turn: each is a write to the store and no more.
+const TURN_WITHIN: Duration = Duration::from_secs(10);
 /// Keys that are kept, besides those of [`FORGET_EVERY`] creations. Guess: two megabytes of memory.
 const MAX_KEPT: usize = 10_000;
 /// Creations with a key after which old ones are forgotten.
@@ -38,10 +40,12 @@ pub(super) struct Keys {
 
 impl Keys {
     /// Waits until no other creation with this key is under way.
-    pub(super) async fn in_turn(&self, once: Once) -> InTurn {
-        let digit = once.key.bytes().last().unwrap_or_default();
-        let turn = Arc::clone(&self.turns[usize::from(digit) % self.turns.len()]);
-        InTurn { once, _turn: turn.lock_owned().await }
+    pub(super) async fn in_turn(&self, once: Once) -> Result<InTurn, ApiError> {
+        let digit = once.key.chars().last().and_then(|digit| digit.to_digit(16)).unwrap_or(0);
+        let turn = Arc::clone(&self.turns[digit as usize % self.turns.len()]);
+        let turn = tokio::time::timeout(TURN_WITHIN, turn.lock_owned()).await;
+        let busy = "another creation with such an Idempotency-Key is under way: try again";
+        Ok(InTurn { once, _turn: turn.map_err(|_| ApiError::unavailable(busy))? })
     }
 }
 

@@ -124,6 +124,7 @@ pub(super) async fn delete(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
 ) -> Result<Json<Deleted>, ApiError> {
+    app.refuse_while_ending()?;
     let volume = app.volume(&id)?;
     let context = Arc::clone(&app.context);
     let deleted =

@@ -65,6 +65,8 @@ impl Owner {
                 self.apply(Event::Lost(cause), Urgency::Now);
                 if unclean {
                     self.destroy(Destroying::ToKeepRecord);
+                } else {
+                    self.context.volumes.release(self.subject.uid);
                 }
             }
             Plan::LookAgain(message) => {
@@ -97,6 +99,7 @@ impl Owner {
             None => Event::Lost(cause("Lost", "its record does not tell of every container")),
         };
         self.apply(left_over, Urgency::Now);
+        self.context.volumes.release(self.subject.uid);
     }
 }
 

@@ -124,6 +124,8 @@ impl Owner {
             return false;
         }
         self.destroying = None;
+        // Not before: what still ran could write, or be removed from under.
+        self.context.volumes.release(self.subject.uid);
         match purpose {
             Destroying::ForDeletion => {
                 self.forget().await;

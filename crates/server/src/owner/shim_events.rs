@@ -43,15 +43,19 @@ impl Owner {
                 // Only should the shim have told of fewer exits than there were containers.
                 let message = "its shim ended without telling of every container".to_owned();
                 self.apply(Event::Lost(Cause { reason: "Lost".to_owned(), message }), Urgency::Now);
+                self.context.volumes.release(self.subject.uid);
             }
             Some(ShimEvent::LaunchFailed { message }) => {
                 self.let_go();
-                self.apply(
-                    Event::LaunchFailed(Cause { reason: "StartFailed".to_owned(), message }),
-                    Urgency::Now,
-                );
+                self.fail_launch(Cause { reason: "StartFailed".to_owned(), message });
             }
         }
+    }
+
+    /// It could not be begun, and nothing of it runs: its volumes are free.
+    pub(super) fn fail_launch(&mut self, cause: Cause) {
+        self.apply(Event::LaunchFailed(cause), Urgency::Now);
+        self.context.volumes.release(self.subject.uid);
     }
 
     fn take_exit(&mut self, exit: &ContainerExit) {

@@ -157,9 +157,11 @@ impl Owner {
             }
         }
         if ending.is_cancelled() {
+            // What runs goes on, and keeps its volumes.
             self.flush().await;
+        } else {
+            self.context.volumes.release(self.subject.uid);
         }
-        self.context.volumes.release(self.subject.uid);
         self.context.owners.remove(&self.subject.uid.to_string());
     }
 
@@ -380,7 +382,6 @@ impl Owner {
                 }
                 self.release_network();
                 self.release();
-                self.context.volumes.release(self.subject.uid);
             }
             _ => {}
         }
@@ -514,14 +515,14 @@ impl Owner {
                 self.apply(Event::ImagesReady, Urgency::Soon);
                 self.launch(&images, permit);
             }
-            Outcome::Images(Err(cause)) => self.apply(Event::LaunchFailed(cause), Urgency::Now),
+            Outcome::Images(Err(cause)) => self.fail_launch(cause),
             Outcome::Launched(Ok((sandbox, events))) => {
                 let now = atoll_sys::clock::monotonic_micros();
                 let prepared_at = sandbox.prepared_at_monotonic_micros().unwrap_or(now);
                 self.mark(timeline::Phase::Prepare, prepared_at);
                 self.follow(sandbox, events);
             }
-            Outcome::Launched(Err(cause)) => self.apply(Event::LaunchFailed(cause), Urgency::Now),
+            Outcome::Launched(Err(cause)) => self.fail_launch(cause),
             Outcome::Adopted(adopted) => self.take_adoption(adopted).await,
             Outcome::ClassMissing(message) => self.carry_out(Found::ClassMissing(message)),
             Outcome::Destroyed(result) => return self.take_destroyed(result).await,
@@ -548,10 +549,10 @@ impl Owner {
                 self.plan = Some(Arc::new(plan.clone()));
                 self.work = Some(work::launch(runtime, plan, permit));
             }
-            (Err(cause), _) => self.apply(Event::LaunchFailed(cause), Urgency::Now),
+            (Err(cause), _) => self.fail_launch(cause),
             (Ok(_), None) => {
                 let message = self.class_missing();
-                self.apply(Event::LaunchFailed(cause("ClassMissing", &message)), Urgency::Now);
+                self.fail_launch(cause("ClassMissing", &message));
             }
         }
     }
