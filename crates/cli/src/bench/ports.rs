@@ -62,6 +62,8 @@ pub(super) async fn run(client: &Client, args: PortsBenchArgs) -> anyhow::Result
     let bench = Bench::begin(client, &args.bench).await?;
     let mut request = sandbox_request(&args.bench, Vec::new());
     request.spec.ports = vec![PortSpec { container_port: 80, ..PortSpec::default() }];
+    // Nobody knocks before it listens.
+    request.spec.readiness_probe = Some(super::service::probe());
     // As a rival has it that nobody limits.
     request.spec.containers[0].resource.cpu = Some(super::processors().to_string());
     let served = client.create_sandbox(&request).await?;

@@ -112,7 +112,18 @@ fn contenders(
 fn request(bench: &Bench<'_>, cpu: &str, memory: &str) -> CreateSandbox {
     let mut request = sandbox_request(bench.args, Vec::new());
     request.spec.ports = vec![PortSpec { container_port: 80, ..PortSpec::default() }];
-    request.spec.readiness_probe = Some(ProbeSpec {
+    request.spec.readiness_probe = Some(probe());
+    request.spec.containers[0].resource = ResourceSpec {
+        cpu: Some(cpu.to_owned()),
+        memory: Some(memory.to_owned()),
+        ..ResourceSpec::default()
+    };
+    request
+}
+
+/// By HTTP, with delay and period of a second.
+pub(super) fn probe() -> ProbeSpec {
+    ProbeSpec {
         protocol: "http".to_owned(),
         port: Some(80),
         path: Some("/".to_owned()),
@@ -122,13 +133,7 @@ fn request(bench: &Bench<'_>, cpu: &str, memory: &str) -> CreateSandbox {
         success_threshold: 1,
         failure_threshold: 60,
         ..ProbeSpec::default()
-    });
-    request.spec.containers[0].resource = ResourceSpec {
-        cpu: Some(cpu.to_owned()),
-        memory: Some(memory.to_owned()),
-        ..ResourceSpec::default()
-    };
-    request
+    }
 }
 
 /// One service from create to gone.
