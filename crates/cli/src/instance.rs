@@ -80,6 +80,11 @@ impl Instance {
         }
     }
 
+    /// The one at this address, opened by this token.
+    pub(crate) fn known(server: &str, token: &str) -> Result<Self, InstanceError> {
+        Ok(Self { address: Address::parse(server)?, token: token.to_owned(), data_dir: None })
+    }
+
     fn by_address(server: &str, connection: &ConnectionArgs) -> Result<Self, InstanceError> {
         let address = Address::parse(server)?;
         let token = match &connection.token_file {

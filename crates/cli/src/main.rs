@@ -10,6 +10,7 @@ mod commands;
 mod instance;
 mod manifest;
 mod output;
+mod sbxctl;
 mod terminal;
 
 use std::process::ExitCode;
@@ -53,7 +54,8 @@ fn main() -> ExitCode {
         // So must the keeper, until it has taken over what it was started with.
         return atoll_keeper::program_main();
     }
-    let outcome = commands::execute(command_line());
+    let outcome =
+        if sbxctl::is_meant() { sbxctl::execute() } else { commands::execute(command_line()) };
     terminal::restore();
     let code = match outcome {
         Ok(code) => code,

@@ -29,7 +29,7 @@ pub(crate) use objects::{
 pub(crate) use process::{AttachArgs, ExecArgs, RunArgs};
 pub(crate) use values::{
     ListFormat, MountedVolume, ObjectReference, PlainFormat, PublishedPort, PullPolicy,
-    ResourceKind, WaitCondition,
+    ResourceKind, WaitCondition, duration,
 };
 
 /// Where state lies when nothing else is said. SOURCE: the file hierarchy standard.

@@ -31,7 +31,6 @@ impl Styles {
     }
 
     /// Never any colour.
-    #[cfg(test)]
     pub(crate) const fn plain() -> Self {
         Self { enabled: false }
     }

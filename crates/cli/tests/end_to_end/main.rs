@@ -37,5 +37,6 @@ mod read_only;
 mod reports;
 mod running;
 mod running_ends;
+mod sbxctl;
 mod terminal;
 mod volumes;
