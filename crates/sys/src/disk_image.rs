@@ -43,7 +43,7 @@ pub const LASTING_DISK_OPTIONS: [(&str, Option<&str>); 2] =
 
 /// What becomes of a disk when its host crashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
+enum Durability {
     /// Nobody reads it again: no journal.
     Passing,
     /// It is mounted again: with a journal, so that it is whole then.
@@ -116,35 +116,12 @@ impl TemplateImage {
     /// Finds or makes the template of a size in `dir` (about 10 ms when it is made). Safe to call from several processes at
     /// once: a template appears whole or not at all. The size is cut to a multiple of 4096.
     pub fn prepare(dir: &Path, size_bytes: u64) -> Result<Self, DiskError> {
-        Self::prepare_for(dir, size_bytes, Durability::Passing)
-    }
-
-    /// The same, for disks that are to be read after a crash too.
-    pub fn prepare_for(
-        dir: &Path,
-        size_bytes: u64,
-        durability: Durability,
-    ) -> Result<Self, DiskError> {
-        if size_bytes < SMALLEST_BYTES {
-            return Err(DiskError::TooSmall { size_bytes });
-        }
-        let size_bytes = size_bytes - size_bytes % BLOCK_BYTES;
-        let kind = match durability {
-            Durability::Passing => "template",
-            Durability::Lasting => "template-lasting",
-        };
-        let path = dir.join(format!("{kind}-v{TEMPLATE_FORMAT}-{size_bytes}.ext4"));
+        let size_bytes = whole_blocks(size_bytes)?;
+        let path = dir.join(format!("template-v{TEMPLATE_FORMAT}-{size_bytes}.ext4"));
         if fs::metadata(&path).is_ok_and(|found| found.len() == size_bytes) {
             return Ok(Self { path, size_bytes });
         }
-        let half_made = TemporaryFile::new(dir);
-        let file = create_new(&half_made.0)?;
-        file.set_len(size_bytes)
-            .map_err(|source| DiskError::io("set the size of", &half_made.0, source))?;
-        make_file_system(&half_made.0, size_bytes, durability)?;
-        file.sync_all().map_err(|source| DiskError::io("sync", &half_made.0, source))?;
-        fs::rename(&half_made.0, &path)
-            .map_err(|source| DiskError::io("rename a new template to", &path, source))?;
+        make_formatted(&path, size_bytes, Durability::Passing)?;
         Ok(Self { path, size_bytes })
     }
 
@@ -182,7 +159,35 @@ impl TemplateImage {
     }
 }
 
-/// A name in the template's directory that is taken back unless it was renamed.
+/// Makes the image of a disk that is to be read after a crash too (mode 0600, synced): whole or not at all. Not from a template: sizes are
+/// users' choice, and their templates would stay. The size is cut to a multiple of 4096.
+///
+/// # Errors
+/// [`DiskError`].
+pub fn make_lasting_image(path: &Path, size_bytes: u64) -> Result<File, DiskError> {
+    make_formatted(path, whole_blocks(size_bytes)?, Durability::Lasting)
+}
+
+fn whole_blocks(size_bytes: u64) -> Result<u64, DiskError> {
+    match size_bytes {
+        SMALLEST_BYTES.. => Ok(size_bytes - size_bytes % BLOCK_BYTES),
+        _ => Err(DiskError::TooSmall { size_bytes }),
+    }
+}
+
+fn make_formatted(path: &Path, size_bytes: u64, durability: Durability) -> Result<File, DiskError> {
+    let half_made = TemporaryFile::new(path.parent().unwrap_or(Path::new(".")));
+    let file = create_new(&half_made.0)?;
+    file.set_len(size_bytes)
+        .map_err(|source| DiskError::io("set the size of", &half_made.0, source))?;
+    make_file_system(&half_made.0, size_bytes, durability)?;
+    file.sync_all().map_err(|source| DiskError::io("sync", &half_made.0, source))?;
+    fs::rename(&half_made.0, path)
+        .map_err(|source| DiskError::io("rename a new image to", path, source))?;
+    Ok(file)
+}
+
+/// A name in an image's directory that is taken back unless it was renamed.
 struct TemporaryFile(PathBuf);
 
 impl TemporaryFile {

@@ -1,11 +1,12 @@
 //! Backend `image`: an ext4 of its own for each disk, in a sparse file, on a loop device. Works on every file system.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use atoll_model::causes::with_causes;
 use atoll_sys::disk_image::{
-    DiskError, Durability, TemplateImage, mount_image, mount_lasting_image,
+    DiskError, TemplateImage, make_lasting_image, mount_image, mount_lasting_image,
 };
 use atoll_wire::shim::DiskBackend;
 
@@ -28,41 +29,38 @@ impl Maker for Images {
     }
 
     fn make(&self, pool: &Path, name: &str, size_bytes: u64) -> Result<Disk, RuntimeError> {
-        self.instantiate(pool, name, size_bytes, Durability::Passing)
+        let path = path_of(pool, name);
+        let template = TemplateImage::prepare(&self.templates, size_bytes).map_err(failed)?;
+        let image = template.instantiate(&path).map_err(failed)?;
+        mounted(path, |path| mount_image(&image, path))
     }
 
     fn make_lasting(&self, pool: &Path, name: &str, size_bytes: u64) -> Result<Disk, RuntimeError> {
-        self.instantiate(pool, name, size_bytes, Durability::Lasting)
+        let path = path_of(pool, name);
+        let image = make_lasting_image(&path, size_bytes).map_err(failed)?;
+        mounted(path, |path| mount_lasting_image(&image, path))
     }
 }
 
-impl Images {
-    fn instantiate(
-        &self,
-        pool: &Path,
-        name: &str,
-        size_bytes: u64,
-        durability: Durability,
-    ) -> Result<Disk, RuntimeError> {
-        let failed = |error: DiskError| RuntimeError::Host { message: with_causes(&error) };
-        let template = TemplateImage::prepare_for(&self.templates, size_bytes, durability);
-        let template = template.map_err(failed)?;
-        let path = pool.join(format!("{name}.ext4"));
-        let image = template.instantiate(&path).map_err(failed)?;
-        let mounted = match durability {
-            Durability::Passing => mount_image(&image, &path),
-            Durability::Lasting => {
-                image.sync_all().map_err(super::failed("sync", &path))?;
-                mount_lasting_image(&image, &path)
-            }
-        };
-        match mounted {
-            Ok(mount) => Ok(Disk { path, mount }),
-            Err(error) => {
-                // The mount's error is the one to report.
-                let _ = fs::remove_file(&path);
-                Err(failed(error))
-            }
+fn path_of(pool: &Path, name: &str) -> PathBuf {
+    pool.join(format!("{name}.ext4"))
+}
+
+fn failed(error: DiskError) -> RuntimeError {
+    RuntimeError::Host { message: with_causes(&error) }
+}
+
+/// The disk, or neither mount nor image.
+fn mounted(
+    path: PathBuf,
+    mount: impl FnOnce(&Path) -> Result<OwnedFd, DiskError>,
+) -> Result<Disk, RuntimeError> {
+    match mount(&path) {
+        Ok(mount) => Ok(Disk { path, mount }),
+        Err(error) => {
+            // The mount's error is the one to report.
+            let _ = fs::remove_file(&path);
+            Err(failed(error))
         }
     }
 }
