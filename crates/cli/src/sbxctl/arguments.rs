@@ -91,19 +91,19 @@ pub(super) enum Command {
     Cordon {
         /// The node
         #[arg(value_name = "node/ID")]
-        node: Reference,
+        object: Reference,
     },
     /// Place sandboxes on a node again
     Uncordon {
         /// The node
         #[arg(value_name = "node/ID")]
-        node: Reference,
+        object: Reference,
     },
     /// Set or remove a node's label
     Label {
         /// The node
         #[arg(value_name = "node/ID")]
-        node: Reference,
+        object: Reference,
         /// KEY=VALUE, or KEY-
         #[arg(allow_hyphen_values = true)]
         label: String,
@@ -201,5 +201,34 @@ impl FromStr for Reference {
             "" | "." | ".." => Err(format!("write KIND/NAME, for example sandbox/{kind}")),
             _ => Ok(Self { kind: kind.parse()?, name: name.to_owned() }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_verb_is_read_whatever_the_flags_around_it() {
+        use clap::CommandFactory;
+        CommandLine::command().debug_assert();
+        for line in [
+            "get sandbox/a -o yaml",
+            "g s,n,e --show-labels",
+            "spec a",
+            "create -f a.yaml",
+            "d node/a --force",
+            "cordon node/a",
+            "uncordon node/a",
+            "label node/a key-",
+            "label node/a key=value",
+            "logs sandbox/a main -w",
+            "completion bash",
+        ] {
+            let words = std::iter::once("sbxctl").chain(line.split(' '));
+            let read = CommandLine::try_parse_from(words.chain(["--server", "x", "--node", "n"]));
+            assert!(read.is_ok(), "{line}: {read:?}");
+        }
+        assert!("pod/a".parse::<Reference>().is_err() && "s/..".parse::<Reference>().is_err());
     }
 }

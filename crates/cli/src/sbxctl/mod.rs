@@ -61,9 +61,9 @@ impl Session {
             Command::Spec { sandbox } => self.spec(&sandbox).await,
             Command::Create { filename } => self.create(&filename).await,
             Command::Delete { object, force } => self.delete(&object, force).await,
-            Command::Cordon { node } => self.unschedulable(&node, true).await,
-            Command::Uncordon { node } => self.unschedulable(&node, false).await,
-            Command::Label { node, label } => self.label(&node, &label).await,
+            Command::Cordon { object } => self.unschedulable(&object, true).await,
+            Command::Uncordon { object } => self.unschedulable(&object, false).await,
+            Command::Label { object, label } => self.label(&object, &label).await,
             Command::Logs { sandbox, container, watch } => {
                 self.logs(&sandbox, container.as_deref(), watch).await
             }
