@@ -57,6 +57,9 @@ fn called_as_sbxctl_it_takes_its_verbs_and_shows_its_columns() {
     call(&["d", "e/ext"]).succeeded();
     assert!(call(&["delete", "sandbox/one"]).succeeded().contains("\"deleted\": \"one\""));
     assert!(call(&["delete", "sandbox/one", "--force"]).stderr.contains("nodes only"));
+    let cordon = call(&["cordon", &format!("node/{node}")]);
+    cordon.ended_with(1);
+    cordon.complains("does not take PATCH");
     for wrong in
         [&["get", "pods"][..], &["delete", "sandbox/one"], &["--secret", "wrong", "get", "s"]]
     {
