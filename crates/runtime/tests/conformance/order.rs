@@ -1,7 +1,5 @@
 //! A container that is held starts when it is told to, once, whoever dies meanwhile.
 
-use std::fs;
-
 use atoll_runtime::RuntimeError;
 use atoll_wire::record::ExitReason;
 use atoll_wire::shim::{SandboxPlan, ShimEvent};
@@ -9,10 +7,13 @@ use atoll_wire::shim::{SandboxPlan, ShimEvent};
 use crate::bench::Bench;
 use crate::recovery::{adopt_running, kill_shim};
 
+/// Notes that it was started where no shim that is killed can lose it: output may be lost with one, and is then marked as a gap.
+const WEB: &str = "echo begun >>/tmp/begun; sleep 1000";
+
 /// `web` is held beside `main`.
 fn held(bench: &Bench) -> SandboxPlan {
     let mut plan = bench.plan("sleep 1000");
-    plan.containers.push(bench.container("web", "echo begun; sleep 1000"));
+    plan.containers.push(bench.container("web", WEB));
     plan.containers[1].held = true;
     plan
 }
@@ -41,8 +42,9 @@ pub(crate) async fn held_container(bench: &mut Bench) {
     last.sandbox.start_container("web").await.unwrap();
     assert_eq!(last.exec("web", crate::bench::shell("echo there"), b"").await.text(), "there\n");
     if bench.sim.is_none() {
-        let log = fs::read_to_string(bench.directory(&uid).join("logs/web.log")).unwrap();
-        assert_eq!(log.matches("begun").count(), 1, "it was started once: {log:?}");
+        let look = "until [ -s /tmp/begun ]; do sleep 0.05; done; cat /tmp/begun";
+        let begun = last.exec("web", crate::bench::shell(look), b"").await.text();
+        assert_eq!(begun, "begun\n", "it was started once");
     }
     last.sandbox.stop(5_000).await.unwrap();
     for name in ["main", "web"] {
