@@ -145,9 +145,14 @@ fn a_sandbox_has_an_address_of_its_own_that_it_knows_and_the_status_shows() {
         };
         let mut first = begin("first");
         first.line_with("ip6-localhost");
-        let address = |name: &str| match instance.sandbox(name) {
-            Some(Value::Object(sandbox)) => sandbox["status"]["ip"].as_str().unwrap().to_owned(),
-            other => panic!("{other:?}"),
+        let address = |name: &str| {
+            // Its output may be here before its status is.
+            let object = format!("sandbox/{name}");
+            instance.atoll(["wait", &object, "--for", "running"]).succeeded();
+            match instance.sandbox(name) {
+                Some(Value::Object(it)) => it["status"]["ip"].as_str().unwrap().to_owned(),
+                other => panic!("{other:?}"),
+            }
         };
         let own = address("first");
         assert!(first.line_with("first").starts_with(&format!("{own}\t")), "{own}");
