@@ -121,8 +121,8 @@ fn run(
         if wait_out_the_burst(stop) {
             return;
         }
-        look_at_addresses = drain(addresses) || woken.timed_out;
-        look_at_rules = drain(rules) || woken.timed_out;
+        look_at_addresses = drain(addresses, |_| true) || woken.timed_out;
+        look_at_rules = drain(rules, is_about_rules) || woken.timed_out;
     }
 }
 
@@ -176,12 +176,32 @@ fn wait_out_the_burst(stop: &OwnedFd) -> bool {
     poll(&mut [PollFd::new(stop, PollFlags::IN)], timeout.as_ref()).is_ok_and(|count| count > 0)
 }
 
-/// Reads what came; true when something did, or when more came than the socket could keep.
-fn drain(socket: &Socket) -> bool {
+/// Whether a datagram tells of a table, chain or rule. Elements of sets come and go with every published port, atoll's own, and change
+/// nothing that is looked at here. SOURCE: struct nlmsghdr in linux/netlink.h; NFT_MSG_NEWTABLE to NFT_MSG_DELRULE in
+/// linux/netfilter/nf_tables.h. What cannot be read may be anything.
+fn is_about_rules(datagram: &[u8]) -> bool {
+    const LAST_ABOUT_RULES: u16 = 8;
+    let mut rest = datagram;
+    while let Some((header, _)) = rest.split_first_chunk::<6>() {
+        let [length @ .., low, high] = *header;
+        if u16::from_ne_bytes([low, high]) & 0xff <= LAST_ABOUT_RULES {
+            return true;
+        }
+        let length = u32::from_ne_bytes(length).checked_next_multiple_of(4).unwrap_or(0);
+        match rest.get(length as usize..) {
+            Some(next) if length > 0 => rest = next,
+            _ => return true,
+        }
+    }
+    false
+}
+
+/// Reads what came; true when something `wanted` did, or when more came than the socket could keep.
+fn drain(socket: &Socket, wanted: impl Fn(&[u8]) -> bool) -> bool {
     let mut something = false;
     loop {
         match socket.recv_from_full() {
-            Ok(_) => something = true,
+            Ok((datagram, _)) => something |= wanted(&datagram),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return something,
             Err(error)
                 if error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) =>
@@ -189,6 +209,35 @@ fn drain(socket: &Socket) -> bool {
                 something = true;
             }
             Err(_) => return true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(16 + payload.len()).unwrap();
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend(u16::from_be_bytes([10, kind]).to_ne_bytes());
+        bytes.extend([0; 10]);
+        bytes.extend(payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn elements_of_sets_are_no_change_of_rules() {
+        let (element, generation) = (message(12, b"a port"), message(15, &[0; 8]));
+        assert!(!is_about_rules(&[element.clone(), generation.clone()].concat()));
+        assert!(!is_about_rules(&[]));
+        for kind in [0, 2, 3, 5, 6, 8] {
+            let change = [element.clone(), message(kind, b"x"), generation.clone()].concat();
+            assert!(is_about_rules(&change), "{kind}");
+        }
+        for nonsense in [&[0; 16][..], &[0xff; 40], &element[..element.len() - 4]] {
+            assert!(is_about_rules(nonsense), "{nonsense:?}");
         }
     }
 }
