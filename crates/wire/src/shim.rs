@@ -177,16 +177,8 @@ pub struct ContainerPlan {
     /// Keep output from the first byte until somebody attaches, and send no faster than that client takes it.
     pub await_attach: bool,
     /// Its command is not started before [`ShimRequest::StartContainer`]. For [`Init::Guest`] alone.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub held: bool,
-}
-
-#[allow(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde's skip_serializing_if passes a reference"
-)]
-fn is_false(value: &bool) -> bool {
-    !*value
 }
 
 /// Who has pid 1 in a container.
@@ -232,9 +224,6 @@ pub enum VolumeSource {
     /// In the named volume with this uid, which outlives the sandbox: it comes as a descriptor.
     Named(String),
 }
-
-/// Most named volumes of a sandbox: descriptors of one packet are few.
-pub const MAX_NAMED_VOLUMES: usize = 16;
 
 /// Where a volume stands in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -111,7 +111,8 @@ async fn measure(client: &Client, id: &str, args: &PortsBenchArgs) -> anyhow::Re
 }
 
 fn contenders(servers: &[&NamedUrl], rounds: Vec<Vec<Round>>) -> Vec<Contender> {
-    let medians: Vec<f64> = rounds.iter().map(|rounds| median(rounds)).collect();
+    let rate = |round: &Round| round.requests_per_second;
+    let medians: Vec<f64> = rounds.iter().map(|rounds| median(rounds, rate)).collect();
     let own = medians.first().copied().unwrap_or_default().max(f64::MIN_POSITIVE);
     let one = |((server, rounds), median): ((&&NamedUrl, Vec<Round>), f64)| Contender {
         name: server.name.clone(),
@@ -123,10 +124,10 @@ fn contenders(servers: &[&NamedUrl], rounds: Vec<Vec<Round>>) -> Vec<Contender> 
     servers.iter().zip(rounds).zip(medians).map(one).collect()
 }
 
-fn median(rounds: &[Round]) -> f64 {
-    let mut rates: Vec<f64> = rounds.iter().map(|round| round.requests_per_second).collect();
-    rates.sort_by(f64::total_cmp);
-    rates.get(rates.len() / 2).copied().unwrap_or_default()
+fn median(rounds: &[Round], of: impl Fn(&Round) -> f64) -> f64 {
+    let mut values: Vec<f64> = rounds.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 async fn wrk(args: &PortsBenchArgs, url: &str) -> anyhow::Result<Round> {
@@ -191,17 +192,12 @@ fn text(report: &PortsReport) -> String {
         text.push_str(&format!("\n{body}\n"));
         for contender in contenders {
             let errors: u64 = contender.rounds.iter().map(|round| round.errors).sum();
-            let middle = |of: fn(&Round) -> f64| {
-                let mut values: Vec<f64> = contender.rounds.iter().map(of).collect();
-                values.sort_by(f64::total_cmp);
-                values.get(values.len() / 2).copied().unwrap_or_default()
-            };
             text.push_str(&format!(
                 "{:<12} {:>10.0} requests/s  p50 {:>7.0} µs  p99 {:>7.0} µs  {errors} errors  {:.2} of atoll  ({})\n",
                 contender.name,
                 contender.requests_per_second,
-                middle(|round| round.p50_micros),
-                middle(|round| round.p99_micros),
+                median(&contender.rounds, |round| round.p50_micros),
+                median(&contender.rounds, |round| round.p99_micros),
                 contender.of_atoll,
                 contender.url
             ));

@@ -66,12 +66,17 @@ fn strike(instance: &Instance, chance: &mut Chance) {
         3 => (one(&spawners, chance).into_iter().collect(), false),
         _ => (shims.into_iter().chain(spawners).collect::<Vec<_>>(), true),
     };
+    kill(instance, &victims, server);
+}
+
+/// Kills these, and the server first, where it is to be; then starts that again.
+pub(crate) fn kill(instance: &Instance, victims: &[Pid], server: bool) {
     if server {
         instance.kill_server();
     }
     for pid in victims {
         // It may have ended by itself.
-        let _ = kill_process(pid, Signal::KILL);
+        let _ = kill_process(*pid, Signal::KILL);
     }
     if server {
         instance.up();

@@ -8,9 +8,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Pid;
 
-use crate::kills::{shims, spawners};
+use crate::kills::{kill, shims, spawners};
 use crate::seed::Chance;
 use crate::support::world::{HOST, WORLD, World, on_one_host};
 use crate::support::{IMAGE, Instance, REAL_CLASSES, processes_of, wait_until};
@@ -137,16 +137,7 @@ fn strike(instance: &Instance, chance: &mut Chance) {
         3 => (keepers(instance), true),
         _ => (shims(instance).into_iter().chain(spawners(instance)).collect(), true),
     };
-    if server {
-        instance.kill_server();
-    }
-    for pid in victims {
-        // It may have ended by itself.
-        let _ = kill_process(pid, Signal::KILL);
-    }
-    if server {
-        instance.up();
-    }
+    kill(instance, &victims, server);
 }
 
 fn classes(instance: &Instance) -> Vec<&'static str> {

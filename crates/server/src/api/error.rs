@@ -40,13 +40,7 @@ impl ApiError {
     }
 
     pub(crate) fn no_sandbox(id: &str) -> Self {
-        let shown: String = id.chars().take(128).collect();
-        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no sandbox {shown:?}"))
-    }
-
-    pub(crate) fn no_node(id: &str) -> Self {
-        let shown: String = id.chars().take(128).collect();
-        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no node {shown:?}"))
+        Self::none_of("sandbox", id)
     }
 
     /// There is no object of this kind with that id.

@@ -80,8 +80,7 @@ fn check(app: &App, request: &CreateExternal) -> Result<(), ApiError> {
 }
 
 fn new(id: String, node_id: String, external: String) -> Result<External, ApiError> {
-    let uid = getrandom::u64().map(SandboxUid::from_random);
-    let uid = uid.map_err(|error| ApiError::unavailable(format!("no random uid: {error}")))?;
+    let uid = SandboxUid::from_random(input::random("uid")?);
     let (created_at, updated_at) = (time::now_text(), String::new());
     Ok(External {
         id,

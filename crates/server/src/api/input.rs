@@ -69,10 +69,14 @@ pub(crate) async fn object<T: DeserializeOwned>(
     body: Body,
 ) -> Result<T, ApiError> {
     let bytes = document(headers, body).await?;
+    Ok(strict::from_value(value(headers, &bytes)?)?)
+}
+
+/// What a document says, whatever it is to be: JSON, or YAML with a content type that says so.
+pub(crate) fn value(headers: &HeaderMap, bytes: &[u8]) -> Result<serde_json::Value, ApiError> {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|it| it.to_str().ok());
     let is_yaml = content_type.is_some_and(|it| it.contains("yaml"));
-    let value = if is_yaml { strict::yaml_value(&bytes)? } else { strict::json_value(&bytes)? };
-    Ok(strict::from_value(value)?)
+    Ok(if is_yaml { strict::yaml_value(bytes)? } else { strict::json_value(bytes)? })
 }
 
 /// Reads a JSON body; an empty one is the default where there is one.
@@ -90,6 +94,11 @@ pub(crate) async fn json_or_default<T: DeserializeOwned + Default>(
 ) -> Result<T, ApiError> {
     let bytes = document(headers, body).await?;
     if bytes.is_empty() { Ok(T::default()) } else { Ok(strict::from_json(&bytes)?) }
+}
+
+/// Random bits for a new object.
+pub(crate) fn random(what: &str) -> Result<u64, ApiError> {
+    getrandom::u64().map_err(|error| ApiError::unavailable(format!("no random {what}: {error}")))
 }
 
 /// The query, strictly: a parameter that is not known is an error.

@@ -27,7 +27,7 @@ pub(super) async fn get(
     Path(id): Path<String>,
 ) -> Result<Json<NodeEnvelope>, ApiError> {
     if id != app.context.node_name {
-        return Err(ApiError::no_node(&id));
+        return Err(ApiError::none_of("node", &id));
     }
     Ok(Json(NodeEnvelope { node: this(&app) }))
 }

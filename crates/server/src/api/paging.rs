@@ -64,45 +64,44 @@ impl Wanted {
     }
 }
 
-impl Placed for atoll_wire::rest::Sandbox {
-    type Place = (String, String);
+/// An object of a list that is in order of creation.
+trait Created {
+    fn created_at(&self) -> &str;
+    fn id(&self) -> &str;
+}
 
-    fn place(&self) -> Self::Place {
-        (self.created_at.clone(), self.id.clone())
+impl Created for atoll_wire::rest::Sandbox {
+    fn created_at(&self) -> &str {
+        &self.created_at
     }
 
-    fn cursor(place: &Self::Place) -> String {
-        by_creation::cursor(place)
-    }
-
-    fn parse(cursor: &str) -> Option<Self::Place> {
-        by_creation::parse(cursor)
+    fn id(&self) -> &str {
+        &self.id
     }
 }
 
-impl Placed for atoll_wire::rest::NamedVolume {
-    type Place = (String, String);
-
-    fn place(&self) -> Self::Place {
-        (self.created_at.clone(), self.id.clone())
+impl Created for atoll_wire::rest::NamedVolume {
+    fn created_at(&self) -> &str {
+        &self.created_at
     }
 
-    fn cursor(place: &Self::Place) -> String {
-        by_creation::cursor(place)
-    }
-
-    fn parse(cursor: &str) -> Option<Self::Place> {
-        by_creation::parse(cursor)
+    fn id(&self) -> &str {
+        &self.id
     }
 }
 
-/// Places in lists that are in order of creation.
-mod by_creation {
-    pub(super) fn cursor((created_at, id): &(String, String)) -> String {
+impl<T: Created> Placed for T {
+    type Place = (String, String);
+
+    fn place(&self) -> Self::Place {
+        (self.created_at().to_owned(), self.id().to_owned())
+    }
+
+    fn cursor((created_at, id): &Self::Place) -> String {
         format!("{created_at},{id}")
     }
 
-    pub(super) fn parse(cursor: &str) -> Option<(String, String)> {
+    fn parse(cursor: &str) -> Option<Self::Place> {
         let (created_at, id) = cursor.split_once(',')?;
         // Places are compared as text: only the one way to write a time is good.
         let time = crate::time::parse(created_at)?;

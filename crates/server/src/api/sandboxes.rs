@@ -7,7 +7,7 @@ use atoll_model::ids::{SandboxName, SandboxUid};
 use atoll_model::selector::Selector;
 use atoll_model::state::{Cause, Phase};
 use atoll_model::timeline;
-use atoll_model::validate::Problem;
+use atoll_model::validate::{Problem, Problems};
 use atoll_wire::guest::SignalRequest;
 use atoll_wire::rest::{
     AssignedPort, CreateSandbox, Deleted, Items, Manifest, Page, PatchSandbox, Process, Sandbox,
@@ -16,7 +16,7 @@ use atoll_wire::rest::{
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -89,33 +89,16 @@ async fn accept_request(
 
 /// A creation, or a manifest: that one has a kind.
 fn read_request(headers: &HeaderMap, bytes: &[u8]) -> Result<CreateSandbox, ApiError> {
-    let content_type =
-        headers.get(header::CONTENT_TYPE).and_then(|it| it.to_str().ok()).unwrap_or_default();
-    let yaml = content_type.contains("yaml");
-    let value = if yaml { strict::yaml_value(bytes)? } else { strict::json_value(bytes)? };
+    let value = input::value(headers, bytes)?;
     if value.get("kind").is_none() && value.get("apiVersion").is_none() {
         return Ok(strict::from_value(value)?);
     }
     let manifest: Manifest = strict::from_value(value)?;
-    if !manifest.kind.eq_ignore_ascii_case("Sandbox") {
-        let kind: String = manifest.kind.chars().take(64).collect();
-        return Err(ApiError::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "invalid",
-            format!("kind: {kind:?} is not Sandbox"),
-        ));
-    }
-    if manifest
-        .api_version
-        .as_deref()
-        .is_some_and(|version| version != atoll_wire::rest::API_VERSION)
-    {
-        let known = atoll_wire::rest::API_VERSION;
-        return Err(ApiError::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "invalid",
-            format!("apiVersion: must be {known:?}"),
-        ));
+    let mut problems = Problems::default();
+    let (version, kind) = (manifest.api_version.as_deref(), Some(manifest.kind.as_str()));
+    admission::kind_of_object(&mut problems, version, kind, "Sandbox");
+    if !problems.is_empty() {
+        return Err(ApiError::fields(problems.into_vec()));
     }
     Ok(CreateSandbox { id: Some(manifest.id), metadata: manifest.metadata, spec: manifest.spec })
 }
@@ -127,14 +110,10 @@ async fn accept(
     once: Option<InTurn>,
     mut marks: Marks,
 ) -> Result<Arc<Sandbox>, ApiError> {
-    let random = |what| {
-        getrandom::u64()
-            .map_err(|error| ApiError::unavailable(format!("no random {what}: {error}")))
-    };
-    let uid = SandboxUid::from_random(random("uid")?);
+    let uid = SandboxUid::from_random(input::random("uid")?);
     let name = match &admitted.name {
         Some(name) => name.clone(),
-        None => made_up_name(random("name")?)?,
+        None => made_up_name(input::random("name")?)?,
     };
     let mut record = new_record(&app, &name, uid, request, &admitted);
     let ports = reserve_ports(&app, &record, &admitted).await?;

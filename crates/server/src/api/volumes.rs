@@ -70,8 +70,7 @@ fn admitted(app: &App, request: CreateNamedVolume) -> Result<NamedVolume, ApiErr
     let (Some(name), true) = (name, problems.is_empty()) else {
         return Err(ApiError::fields(problems.into_vec()));
     };
-    let uid = getrandom::u64().map(SandboxUid::from_random);
-    let uid = uid.map_err(|error| ApiError::unavailable(format!("no random uid: {error}")))?;
+    let uid = SandboxUid::from_random(input::random("uid")?);
     Ok(NamedVolume {
         id: name.to_string(),
         uid: uid.to_string(),

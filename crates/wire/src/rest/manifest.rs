@@ -200,13 +200,13 @@ pub struct ContainerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
     /// Keep standard input open for `attach` (atoll).
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stdin: bool,
     /// Give the main process a terminal (atoll).
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tty: bool,
     /// Hold output until the first `attach`, which gets all of it (atoll).
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub await_attach: bool,
     /// Replaces the image's stop signal, a name or number (atoll).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -316,12 +316,4 @@ pub(super) fn needed_quantity<'de, D: serde::Deserializer<'de>>(
 )]
 fn is_zero(number: &i64) -> bool {
     *number == 0
-}
-
-#[allow(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde's skip_serializing_if passes a reference"
-)]
-fn is_false(value: &bool) -> bool {
-    !*value
 }

@@ -193,19 +193,11 @@ pub struct ContainerStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting_for: Vec<String>,
     /// Its own readiness probe has passed since it was started: what depends on it may start.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_passed: bool,
     /// What its disk holds: in the answer for one sandbox, as long as it runs and its disk can be seen; not in lists and watches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskStatus>,
-}
-
-#[allow(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde's skip_serializing_if passes a reference"
-)]
-fn is_false(value: &bool) -> bool {
-    !*value
 }
 
 /// What a container's disk holds at the moment: its root and /tmp (atoll).
