@@ -84,22 +84,14 @@ async fn all_of(client: &Client, kind: ResourceKind) -> anyhow::Result<Vec<Objec
 }
 
 async fn delete_one(client: &Client, target: &ObjectReference) -> Result<(), ClientError> {
-    match target.kind {
-        ResourceKind::Image => {
-            let path = with_query("/api/v1/images", &[("reference", Some(&target.name))]);
-            let _: Deleted = client.json(client.request(Method::DELETE, &path)).await?;
-            Ok(())
-        }
-        ResourceKind::External => {
-            let path = format!("/api/v1/externals/{}", encoded(&target.name));
-            let _: Deleted = client.json(client.request(Method::DELETE, &path)).await?;
-            Ok(())
-        }
-        ResourceKind::Volume => {
-            let request = client.request(Method::DELETE, &volume_path(&target.name));
-            let _: Deleted = client.json(request).await?;
-            Ok(())
-        }
-        ResourceKind::Sandbox | ResourceKind::Node => client.delete_sandbox(&target.name).await,
-    }
+    let path = match target.kind {
+        ResourceKind::Sandbox => return client.delete_sandbox(&target.name).await,
+        ResourceKind::Image => with_query("/api/v1/images", &[("reference", Some(&target.name))]),
+        ResourceKind::External => format!("/api/v1/externals/{}", encoded(&target.name)),
+        ResourceKind::Volume => volume_path(&target.name),
+        // Refused by the server, which is the machine.
+        ResourceKind::Node => format!("/api/v1/nodes/{}", encoded(&target.name)),
+    };
+    let _: Deleted = client.json(client.request(Method::DELETE, &path)).await?;
+    Ok(())
 }

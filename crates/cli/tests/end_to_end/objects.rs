@@ -179,6 +179,9 @@ fn all_can_be_deleted_at_once_and_what_is_not_there_is_told() {
     assert_eq!(some.ended_with(1), "sandbox/x deleted\n");
     some.complains("unknown");
     instance.atoll(["delete", "--ignore-not-found", "sandbox/x"]).succeeded();
+    // A node's name is no sandbox's, whatever that is called.
+    instance.atoll(["delete", "node/y"]).ended_with(1);
+    assert!(instance.sandbox("y").is_some());
     assert_eq!(instance.atoll(["delete", "sandboxes", "--all"]).succeeded().lines().count(), 2);
     instance.has_no_sandboxes();
     instance.end();
