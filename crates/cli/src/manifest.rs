@@ -2,11 +2,15 @@
 //!
 //! Whether a document is a good manifest is the server's to say; here it only has to be a document.
 
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::Context;
 use atoll_wire::rest::strict::{DocumentError, yaml_documents};
 use serde_json::Value;
 
 /// Largest file that is read: far more than a manifest needs, less than the server would refuse anyway.
-pub(crate) const MAX_FILE_BYTES: u64 = 8 * 1024 * 1024;
+const MAX_FILE_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Why a text is no manifest file.
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +43,28 @@ pub(crate) enum ManifestError {
     },
 }
 
+/// The documents of a file; `-` is standard input.
+///
+/// # Errors
+/// It cannot be read, is larger than any manifest, or [`ManifestError`].
+pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Value>> {
+    let mut text = String::new();
+    let name = path.display().to_string();
+    let read = if path == Path::new("-") {
+        std::io::stdin().lock().take(MAX_FILE_BYTES + 1).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(path)
+            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text))
+    };
+    let bytes = read.with_context(|| format!("cannot read {name}"))?;
+    if u64::try_from(bytes).is_ok_and(|bytes| bytes > MAX_FILE_BYTES) {
+        anyhow::bail!("{name} is larger than {} MiB: no manifest is", MAX_FILE_BYTES >> 20);
+    }
+    Ok(documents(&name, &text)?)
+}
+
 /// The documents of a text, empty ones left out.
-pub(crate) fn documents(source_name: &str, text: &str) -> Result<Vec<Value>, ManifestError> {
+fn documents(source_name: &str, text: &str) -> Result<Vec<Value>, ManifestError> {
     let mut found = Vec::new();
     for (index, document) in yaml_documents(text.as_bytes()).enumerate() {
         let value = document.map_err(|error| ManifestError::Syntax {

@@ -1,10 +1,7 @@
 //! `atoll create`: objects from manifest files, or a volume. All files are read before the first object is created.
 
-use std::io::Read;
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
 use atoll_wire::rest::{
     CreateNamedVolume, Metadata, NamedVolumeEnvelope, NamedVolumeSpec, Sandbox, SandboxEnvelope,
 };
@@ -13,7 +10,7 @@ use serde_json::Value;
 use super::{FAILURE, Outcome, SUCCESS, connect};
 use crate::args::{ConnectionArgs, CreateArgs, CreateObject, CreateVolumeArgs, PlainFormat};
 use crate::client::{Client, ClientError, with_query};
-use crate::manifest::{MAX_FILE_BYTES, documents};
+use crate::manifest::read;
 use crate::output;
 
 /// How long `--wait` waits for each sandbox, at most: the longest that the server offers.
@@ -27,7 +24,7 @@ pub(super) async fn create(args: CreateArgs, connection: &ConnectionArgs) -> Out
     let mut manifests = Vec::new();
     for path in &args.filename {
         let name = path.display().to_string();
-        for (index, document) in documents(&name, &read(path)?)?.into_iter().enumerate() {
+        for (index, document) in read(path)?.into_iter().enumerate() {
             manifests.push((format!("{name}, document {}", index + 1), document));
         }
     }
@@ -133,20 +130,4 @@ async fn wait_until_ready(client: &Client, name: &str) -> Result<Sandbox, Client
     );
     let envelope: SandboxEnvelope = client.get(&path).await?;
     Ok(envelope.sandbox)
-}
-
-fn read(path: &Path) -> anyhow::Result<String> {
-    let mut text = String::new();
-    let name = path.display();
-    let read = if path == Path::new("-") {
-        std::io::stdin().lock().take(MAX_FILE_BYTES + 1).read_to_string(&mut text)
-    } else {
-        std::fs::File::open(path)
-            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text))
-    };
-    let bytes = read.with_context(|| format!("cannot read {name}"))?;
-    if u64::try_from(bytes).is_ok_and(|bytes| bytes > MAX_FILE_BYTES) {
-        anyhow::bail!("{name} is larger than {} MiB: no manifest is", MAX_FILE_BYTES >> 20);
-    }
-    Ok(text)
 }

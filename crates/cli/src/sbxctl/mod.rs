@@ -8,7 +8,6 @@ mod config;
 mod objects;
 mod tables;
 
-use std::io::Read;
 use std::path::Path;
 
 use atoll_wire::log::{LogRecord, LogStream};
@@ -20,8 +19,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, encoded, sandbox_path, with_query};
 use crate::instance::Instance;
-use crate::manifest::{MAX_FILE_BYTES, documents};
-use crate::output;
+use crate::{manifest, output};
 use arguments::{Command, CommandLine, Kind, Reference};
 use config::Config;
 
@@ -97,22 +95,13 @@ impl Session {
     }
 
     async fn create(&self, filename: &Path) -> anyhow::Result<()> {
-        let name = filename.display().to_string();
-        let mut text = String::new();
-        if filename == Path::new("-") {
-            std::io::stdin().lock().take(MAX_FILE_BYTES).read_to_string(&mut text)?;
-        } else {
-            std::fs::File::open(filename)
-                .and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text))
-                .map_err(|error| anyhow::anyhow!("cannot read {name}: {error}"))?;
-        }
-        for manifest in documents(&name, &text)? {
-            let kind: Kind = manifest["kind"]
+        for document in manifest::read(filename)? {
+            let kind: Kind = document["kind"]
                 .as_str()
                 .unwrap_or_default()
                 .parse()
                 .map_err(anyhow::Error::msg)?;
-            let answer = self.ask(Method::POST, kind.path(), Some(&manifest)).await?;
+            let answer = self.ask(Method::POST, kind.path(), Some(&document)).await?;
             output::print_json(&answer)?;
         }
         Ok(())
